@@ -1,0 +1,308 @@
+//! How a store is opened. Plain values, checked once, before anything is touched.
+
+use crate::error::{Error, Result};
+use crate::types::{PAGE, SEGMENT_BYTES_MAX};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Smallest segment: a header, a footer and enough pages between them to be worth a file.
+const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+
+/// Most shards of a store; a thread each.
+const SHARDS_MAX: usize = 1024;
+
+/// Everything that a store is opened with; [`Config::new`] has the defaults.
+///
+/// # Example
+///
+/// ```
+/// let mut config = ringstore::Config::new("/var/lib/app/store");
+/// config.shards = Some(2);
+/// config.local_bytes_max = Some(200 << 30);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// Directory of the store; made if it is missing.
+    pub dir: PathBuf,
+    /// Shards, one thread each. `None`: as the store was made, or the available cores for a new one.
+    pub shards: Option<usize>,
+    /// Whether each shard's thread is pinned to a core.
+    pub pin_threads: bool,
+    /// How the kernel is spoken to.
+    pub driver: DriverKind,
+    /// Block size in bytes: the unit in which `copy` and `stats` count, not a unit of storage.
+    pub block_bytes: u64,
+    /// Size in bytes of a log segment; 64 KiB to 256 MiB, a multiple of 4 KiB.
+    pub segment_bytes: u64,
+    /// Limit of local bytes, for the whole store. `None`: unlimited.
+    pub local_bytes_max: Option<u64>,
+    /// Limit of memory for bytes that are not yet durable, for the whole store.
+    pub dirty_bytes_max: u64,
+    /// Memory of the read buffer, for the whole store; 0 disables it.
+    pub read_buffer_bytes: u64,
+    /// How long a shard spins before it parks.
+    pub idle_spin: Duration,
+    /// Largest prefetch window in bytes; 0 disables prefetching.
+    pub prefetch_bytes_max: u64,
+    /// Dirty bytes older than this are appended to the log without being asked.
+    pub flush_after: Duration,
+    /// With a remote: an open segment older than this is sealed and uploaded.
+    pub seal_after: Duration,
+    /// How long a writer is held back by a full store before it fails with `Full`.
+    pub stall_timeout: Duration,
+    /// How long `close` may take.
+    pub close_timeout: Duration,
+    /// What may be evicted, unless a payload has a policy of its own.
+    pub retention: RetentionPolicy,
+    /// The remote tier. `None`: the store is local only.
+    pub remote: Option<RemoteConfig>,
+    /// Operations slower than this are logged.
+    pub slow_op: Option<Duration>,
+}
+
+impl Config {
+    /// The defaults, for a store in `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Config {
+        Config {
+            dir: dir.into(),
+            shards: None,
+            pin_threads: true,
+            driver: DriverKind::Auto,
+            block_bytes: 8 << 20,
+            segment_bytes: 16 << 20,
+            local_bytes_max: None,
+            dirty_bytes_max: 64 << 20,
+            read_buffer_bytes: 64 << 20,
+            idle_spin: Duration::ZERO,
+            prefetch_bytes_max: 32 << 20,
+            flush_after: Duration::from_millis(200),
+            seal_after: Duration::from_secs(2),
+            stall_timeout: Duration::from_secs(30),
+            close_timeout: Duration::from_secs(30),
+            retention: RetentionPolicy::Lru,
+            remote: None,
+            slow_op: None,
+        }
+    }
+
+    /// Refuses values that could not work, before anything is made.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(shards) = self.shards
+            && (shards == 0 || shards > SHARDS_MAX)
+        {
+            return Err(Error::invalid(format!(
+                "shards must be 1 to {SHARDS_MAX}: shards={shards}"
+            )));
+        }
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes)
+            || !self.segment_bytes.is_multiple_of(PAGE as u64)
+        {
+            return Err(Error::invalid(format!(
+                "segment_bytes must be a multiple of {PAGE} from {SEGMENT_BYTES_MIN} to \
+                 {SEGMENT_BYTES_MAX}: segment_bytes={}",
+                self.segment_bytes
+            )));
+        }
+        if self.block_bytes == 0 {
+            return Err(Error::invalid("block_bytes must not be 0"));
+        }
+        Ok(())
+    }
+}
+
+/// Which driver speaks to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
+pub enum DriverKind {
+    /// io_uring where the kernel allows it, else threads, with a warning.
+    #[default]
+    Auto,
+    /// io_uring, or an error that says why not.
+    Uring,
+    /// Blocking calls on a small pool of threads.
+    Threads,
+}
+
+impl fmt::Display for DriverKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DriverKind::Auto => "auto",
+            DriverKind::Uring => "uring",
+            DriverKind::Threads => "threads",
+        })
+    }
+}
+
+impl FromStr for DriverKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<DriverKind> {
+        match text {
+            "auto" => Ok(DriverKind::Auto),
+            "uring" => Ok(DriverKind::Uring),
+            "threads" => Ok(DriverKind::Threads),
+            _ => Err(Error::invalid(format!(
+                "unknown driver, use auto, uring or threads: driver={text}"
+            ))),
+        }
+    }
+}
+
+/// What may be evicted from the local disk once it is in the remote.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum RetentionPolicy {
+    /// Nothing.
+    Pin,
+    /// What has been neither read nor written for this long.
+    Ttl(Duration),
+    /// The coldest first, when space is needed.
+    #[default]
+    Lru,
+}
+
+impl fmt::Display for RetentionPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RetentionPolicy::Pin => f.write_str("pin"),
+            RetentionPolicy::Ttl(span) => write!(f, "ttl:{}s", span.as_secs()),
+            RetentionPolicy::Lru => f.write_str("lru"),
+        }
+    }
+}
+
+impl FromStr for RetentionPolicy {
+    type Err = Error;
+
+    /// Reads `pin`, `lru` or `ttl:3600s`, in any case; blank is `lru`.
+    fn from_str(text: &str) -> Result<RetentionPolicy> {
+        let lower = text.trim().to_ascii_lowercase();
+        match lower.as_str() {
+            "" | "lru" => return Ok(RetentionPolicy::Lru),
+            "pin" => return Ok(RetentionPolicy::Pin),
+            _ => {}
+        }
+        let seconds = lower
+            .strip_prefix("ttl:")
+            .map(|span| span.strip_suffix('s').unwrap_or(span));
+        match seconds.map(str::parse::<u64>) {
+            Some(Ok(seconds)) if seconds > 0 => {
+                Ok(RetentionPolicy::Ttl(Duration::from_secs(seconds)))
+            }
+            _ => Err(Error::invalid(format!(
+                "unknown retention policy, use pin, lru or ttl:SECONDSs: policy={text:?}"
+            ))),
+        }
+    }
+}
+
+/// Where sealed segments are kept for good.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum RemoteConfig {
+    /// A bucket of an S3 server.
+    S3(S3Config),
+    /// A directory that stands for a bucket.
+    Dir(PathBuf),
+    /// A bucket in this process's memory, by name.
+    Memory(String),
+}
+
+impl RemoteConfig {
+    /// Reads `s3://bucket/prefix?endpoint=..&region=..&path_style=true`, `file:///path`, `memory:name`.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for any other scheme, an unknown option or a missing part.
+    pub fn from_url(url: &str) -> Result<RemoteConfig> {
+        let refuse = |why: &str| Err(Error::invalid(format!("{why}: remote={url}")));
+        if let Some(name) = url.strip_prefix("memory:") {
+            return match name {
+                "" => refuse("a memory remote needs a name"),
+                _ => Ok(RemoteConfig::Memory(name.to_owned())),
+            };
+        }
+        if let Some(path) = url.strip_prefix("file://") {
+            return match path.starts_with('/') {
+                true => Ok(RemoteConfig::Dir(PathBuf::from(path))),
+                false => refuse("a file remote needs an absolute path"),
+            };
+        }
+        match url.strip_prefix("s3://") {
+            Some(rest) => S3Config::from_url_rest(rest).map(RemoteConfig::S3),
+            None => refuse("a remote starts with s3://, file:// or memory:"),
+        }
+    }
+}
+
+/// A bucket of an S3 server. Credentials come from the usual AWS chain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct S3Config {
+    /// Name of the bucket.
+    pub bucket: String,
+    /// Put before every object's name; empty, or ends in `/`.
+    pub prefix: String,
+    /// Server to speak to; `None`: AWS.
+    pub endpoint: Option<String>,
+    /// Region of the bucket; `None`: from the AWS chain.
+    pub region: Option<String>,
+    /// Whether the bucket stands in the path instead of the host name.
+    pub path_style: bool,
+    /// Whether to write to a server that cannot create objects conditionally.
+    pub unfenced: bool,
+}
+
+impl S3Config {
+    /// A bucket on AWS, with no prefix.
+    pub fn new(bucket: impl Into<String>) -> S3Config {
+        S3Config {
+            bucket: bucket.into(),
+            prefix: String::new(),
+            endpoint: None,
+            region: None,
+            path_style: false,
+            unfenced: false,
+        }
+    }
+
+    fn from_url_rest(rest: &str) -> Result<S3Config> {
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
+        if bucket.is_empty() {
+            return Err(Error::invalid(
+                "an s3 remote needs a bucket: s3://bucket/prefix",
+            ));
+        }
+        let mut config = S3Config::new(bucket);
+        config.prefix = match prefix.trim_matches('/') {
+            "" => String::new(),
+            prefix => format!("{prefix}/"),
+        };
+        for option in query.split('&').filter(|option| !option.is_empty()) {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            match name {
+                "endpoint" => config.endpoint = Some(value.to_owned()),
+                "region" => config.region = Some(value.to_owned()),
+                "path_style" => config.path_style = parse_bool(name, value)?,
+                "unfenced" => config.unfenced = parse_bool(name, value)?,
+                _ => {
+                    return Err(Error::invalid(format!(
+                        "unknown option of a remote: {name}"
+                    )));
+                }
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn parse_bool(name: &str, value: &str) -> Result<bool> {
+    value.parse().map_err(|_| {
+        Error::invalid(format!(
+            "{name} of a remote is true or false: {name}={value}"
+        ))
+    })
+}

@@ -1,0 +1,20 @@
+//! Named, sparse byte payloads on local NVMe, crash-safe, with instant clones.
+
+mod buf;
+mod chunks;
+mod config;
+mod error;
+mod io;
+mod marks;
+mod mutation;
+mod payload_id;
+mod stats;
+mod types;
+
+pub use chunks::Chunks;
+pub use config::{Config, DriverKind, RemoteConfig, RetentionPolicy, S3Config};
+pub use error::{Error, ErrorKind, Result};
+pub use payload_id::PayloadId;
+pub use stats::{
+    Extent, ExtentKind, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport,
+};

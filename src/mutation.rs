@@ -1,0 +1,55 @@
+//! The vocabulary of change: everything that can happen to the map of a shard.
+//!
+//! Live operations, replay and checkpoints all speak it, and `map::Map::apply` is its only reader,
+//! so that there is one meaning of each word. Deliberately not here: how it is encoded
+//! (`log::record`) and what it does (`map`).
+
+use crate::payload_id::PayloadId;
+use crate::types::{Generation, Location, PayloadNo};
+
+/// One change of a shard's map. A batch of the log holds several and is atomic.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Mutation {
+    /// A payload of size 0 comes into being. `id: None` is a nameless one: the parts of a write that
+    /// is too large for a batch, gathered until it is whole; recovery deletes what was never claimed.
+    Create {
+        payload: PayloadNo,
+        generation: Generation,
+        id: Option<PayloadId>,
+    },
+    /// `[offset, offset + len)` is found at `at`; the size grows to its end if it was less.
+    Write {
+        payload: PayloadNo,
+        offset: u64,
+        len: u32,
+        at: Location,
+    },
+    /// `[offset, offset + len)` reads zero; the size stays.
+    Punch {
+        payload: PayloadNo,
+        offset: u64,
+        len: u64,
+    },
+    /// The size becomes `size`; what lay behind it is gone for good.
+    Truncate { payload: PayloadNo, size: u64 },
+    /// The payload is gone.
+    Delete { payload: PayloadNo },
+    /// `target` becomes what `source` is: extents, size and cut. It was just created.
+    Copy {
+        source: PayloadNo,
+        target: PayloadNo,
+    },
+    /// `[offset, offset + len)` of `target` becomes that of `source`, which is nameless, and is gone.
+    Splice {
+        source: PayloadNo,
+        target: PayloadNo,
+        offset: u64,
+        len: u64,
+    },
+    /// The bytes at `from` are also at `to`, in every payload that refers to them.
+    Relocate {
+        from: Location,
+        to: Location,
+        len: u32,
+    },
+}
