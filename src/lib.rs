@@ -5,6 +5,7 @@ mod chunks;
 mod config;
 mod error;
 mod io;
+mod map;
 mod marks;
 mod mutation;
 mod payload_id;
