@@ -6,7 +6,8 @@
 //! entries' own size.
 //!
 //! Invariants:
-//! 1. Entries are in order, not empty, and do not overlap. No node is empty; an empty tree has none.
+//! 1. Entries are in order, not empty, and do not overlap. No node is empty; an empty tree has
+//!    none.
 //! 2. The bound of every child is exactly the start of its first entry. Hence an entry never
 //!    reaches beyond the next child's bound, and one descent finds the entry that holds a byte.
 //! 3. A node that two trees can reach is never changed, but for [`Tree::rewrite_pass`], which all
@@ -27,7 +28,7 @@ mod pass;
 
 pub(crate) use dump::{Loader, NodeRef};
 
-use node::{Change, Child, Inner, Leaf, Link};
+use node::{Change, Child, Inner, Leaf, Link, first_behind};
 use std::cell::Ref;
 
 /// An interval and what is true of it.
@@ -77,7 +78,7 @@ impl<E: Entry> Tree<E> {
         self.root.is_none()
     }
 
-    /// A second tree of the same entries, in constant time; neither sees later changes of the other.
+    /// A second tree of the same entries, in constant time. Neither sees the other's changes.
     pub(crate) fn share(&self) -> Tree<E> {
         Tree {
             root: self.root.clone(),
@@ -134,7 +135,7 @@ impl<E: Entry> Tree<E> {
         let root = self.root.as_ref()?;
         let place = root.descend(at);
         let entries = place.leaf.entries.borrow();
-        let index = entries.partition_point(|entry| entry.end() <= at);
+        let index = first_behind(&entries, at);
         match entries.get(index) {
             Some(&entry) => Some(entry),
             None if place.limit == u64::MAX => None,
@@ -163,8 +164,8 @@ impl<E: Entry> Tree<E> {
         }
     }
 
-    /// Joins `entry` with its neighbours where it can, and makes room for the result, so that it can
-    /// be put into one leaf though it reaches into others.
+    /// Joins `entry` with its neighbours where it can, and makes room for the result, so that it
+    /// can be put into one leaf though it reaches into others.
     fn absorb(&mut self, entry: E, account: &mut impl Account<E>) -> E {
         let mut whole = entry;
         let before = entry.start().checked_sub(1);
@@ -242,7 +243,7 @@ impl<E: Entry> Range<'_, E> {
         let Some(root) = &self.tree.root else { return };
         let place = root.descend(at);
         let leaf: Ref<'_, Vec<E>> = place.leaf.entries.borrow();
-        self.index = leaf.partition_point(|entry| entry.end() <= at);
+        self.index = first_behind(&leaf, at);
         self.limit = place.limit;
         self.leaf = Some(leaf);
     }

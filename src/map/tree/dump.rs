@@ -28,10 +28,10 @@ pub(crate) enum NodeRef<'a, E> {
 }
 
 impl<E: Entry> Tree<E> {
-    /// Emits every node that this pass has not emitted yet, children first; `next_index` counts them.
+    /// Emits every node that this pass has not emitted yet, children before their parents.
     ///
-    /// Returns the index of the root; an empty tree has none. Indices hold for as long as no tree is
-    /// changed: dump all that belongs together without a change in between.
+    /// `next_index` counts them. Returns the index of the root; an empty tree has none. An index
+    /// names what the node was when it was emitted: a rewrite afterwards does not show in it.
     pub(crate) fn dump(
         &self,
         pass: u64,
@@ -124,7 +124,7 @@ impl<E: Entry> Loader<E> {
 
     /// Loses the nodes that are in no tree.
     pub(crate) fn finish(mut self, account: &mut impl Account<E>) {
-        // Parents first: a child that has lost its last parent is found unshared when its turn comes.
+        // Parents first: a child without any left is found unshared when its turn comes.
         while let Some(node) = self.nodes.pop() {
             node.link.release(account);
         }

@@ -4,10 +4,10 @@
 //! a removal are the same [`Change`]: an interval loses what it holds and may gain an entry.
 //!
 //! Invariants, besides those of the tree:
-//! 1. A change leaves no node above its maximum. A leaf that a rewrite has filled beyond it is split
-//!    by the next change that touches it.
-//! 2. A node that shrinks below its minimum is merged or evened out with a neighbour, if it has one.
-//!    A node that was born small by an append is left alone: it is about to be filled.
+//! 1. A change leaves no node above its maximum. A leaf that a rewrite has filled beyond it is
+//!    split by the next change that touches it.
+//! 2. A node that shrinks below its minimum is merged or evened out with a neighbour, if it has
+//!    one. A node that was born small by an append is left alone: it is about to be filled.
 //!
 //! Deliberately not here: entries that reach over several leaves (`Tree::insert` cuts them free
 //! first), and stamps but for clearing them (`pass`, `dump`).
@@ -278,10 +278,10 @@ impl<E: Entry> Inner<E> {
     ) -> Changed<E> {
         let count = self.children.len();
         let low = self.child_at(change.start);
-        let high = self
-            .children
-            .partition_point(|child| child.first < change.end);
-        let last = high.saturating_sub(1).max(low);
+        let behind = &self.children[low + 1..];
+        let is_reached = |child: &&Child<E>| child.first < change.end;
+        // One by one, for those that are passed are about to be removed.
+        let last = low + behind.iter().take_while(is_reached).count();
         // Children that lie in the interval wholly go unseen; at most one on either side is cut.
         let from = match self.children[low].first >= change.start {
             true if self.limit_of(low, limit) <= change.end => low,
@@ -399,8 +399,9 @@ fn edit<E: Entry>(
     change: &Change<E>,
     account: &mut impl Account<E>,
 ) -> usize {
-    let mut low = entries.partition_point(|entry| entry.end() <= change.start);
-    let mut high = low + entries[low..].partition_point(|entry| entry.start() < change.end);
+    let mut low = first_behind(entries, change.start);
+    let is_reached = |entry: &&E| entry.start() < change.end;
+    let mut high = low + entries[low..].iter().take_while(is_reached).count();
     let cut = &entries[low..high];
     let mut left = cut
         .first()
@@ -429,6 +430,15 @@ fn edit<E: Entry>(
     let mut parts = [left, middle, right];
     parts.sort_by_key(Option::is_none);
     replace(entries, low, high, parts, account)
+}
+
+/// The index of the first entry that ends behind position `at`.
+pub(super) fn first_behind<E: Entry>(entries: &[E], at: u64) -> usize {
+    let index = entries.partition_point(|entry| entry.start() <= at);
+    match index.checked_sub(1) {
+        Some(before) if entries[before].end() > at => before,
+        _ => index,
+    }
 }
 
 /// Puts `parts`, of which those that are there come first, in the place of `[low, high)`.
@@ -519,12 +529,18 @@ fn copy_inner<E: Entry>(inner: &Inner<E>) -> Vec<Child<E>> {
 }
 
 fn split_leaf<E: Entry>(entries: &mut Vec<E>, is_append: bool) -> Vec<Child<E>> {
+    if entries.len() <= LEAF_MAX {
+        return Vec::new();
+    }
     let pieces = split(entries, LEAF_MAX, is_append);
     let leaves = pieces.into_iter().map(Link::leaf);
     leaves.map(Child::new).collect()
 }
 
 fn split_inner<E: Entry>(children: &mut Vec<Child<E>>, is_append: bool) -> Vec<Child<E>> {
+    if children.len() <= INNER_MAX {
+        return Vec::new();
+    }
     let pieces = split(children, INNER_MAX, is_append);
     let nodes = pieces.into_iter().map(Link::inner);
     nodes.map(Child::new).collect()
@@ -534,9 +550,6 @@ fn split_inner<E: Entry>(children: &mut Vec<Child<E>>, is_append: bool) -> Vec<C
 /// size, but after an append, when all are full but the last: more is about to follow it.
 fn split<T>(items: &mut Vec<T>, max: usize, is_append: bool) -> Vec<Vec<T>> {
     let mut pieces = Vec::new();
-    if items.len() <= max {
-        return pieces;
-    }
     let each = match is_append {
         true => max,
         false => items.len().div_ceil(items.len().div_ceil(max)),

@@ -1,10 +1,11 @@
 //! Passes: going once over every distinct node of many trees that share most of theirs.
 //!
-//! A pass is a number that the caller has not used before. What it has seen bears its stamp, so that
-//! it is skipped wherever else it turns up, whole subtrees at a time. One that is interleaved with
-//! another pass, or with changes, may see a node twice; it never misses one that was there all along.
+//! A pass is a number that the caller has not used before. What it has seen bears its stamp, so
+//! that it is skipped wherever else it turns up, whole subtrees at a time. One that is interleaved
+//! with another pass, or with changes, may see a node twice. It misses nothing that was in its tree
+//! from beginning to end.
 //!
-//! Invariant: an inner node bears a stamp only when all its children do.
+//! Invariant: an inner node bears a stamp only when all its children have been seen.
 //!
 //! Deliberately not here: which trees there are, and in which order to go over them.
 
@@ -40,7 +41,7 @@ impl<E: Entry> Tree<E> {
         self.walk(pass, from, leaves_max, &mut visit_leaf)
     }
 
-    /// Like [`Tree::visit_pass`], but `rewrite` may replace entries, under all trees that share them.
+    /// Like [`Tree::visit_pass`], but `rewrite` may replace entries, for all trees that share them.
     ///
     /// It returns `true` after pushing entries that cover exactly the interval of the one it was
     /// given. They are joined with neighbours in the same leaf where they allow.
