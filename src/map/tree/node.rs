@@ -242,7 +242,7 @@ impl<E: Entry> Link<E> {
         }
     }
 
-    fn is_underfull(&self) -> bool {
+    pub(super) fn is_underfull(&self) -> bool {
         match self {
             Link::Leaf(leaf) => leaf.entries.borrow().len() < LEAF_MIN,
             Link::Inner(inner) => inner.children.len() < INNER_MIN,
@@ -413,13 +413,13 @@ fn edit<E: Entry>(
         .map(|last| last.slice(change.end, last.end()));
     let middle = change.entry.map(|entry| {
         let mut whole = entry;
-        let neighbour = low.checked_sub(1).filter(|_| left.is_none());
+        let neighbour = low.checked_sub(1);
         if let Some(joined) = left.and_then(|left| left.join(&whole)) {
             (whole, left) = (joined, None);
         } else if let Some(joined) = neighbour.and_then(|index| entries[index].join(&whole)) {
             (whole, low) = (joined, low - 1);
         }
-        let neighbour = entries.get(high).filter(|_| right.is_none());
+        let neighbour = entries.get(high);
         if let Some(joined) = right.and_then(|right| whole.join(&right)) {
             (whole, right) = (joined, None);
         } else if let Some(joined) = neighbour.and_then(|next| whole.join(next)) {

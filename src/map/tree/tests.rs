@@ -371,6 +371,7 @@ struct Shape {
     entries: usize,
     inner: usize,
     children: usize,
+    underfull: usize,
 }
 
 fn check_nodes<E: Entry>(tree: &Tree<E>) -> Shape {
@@ -385,6 +386,7 @@ fn check_nodes<E: Entry>(tree: &Tree<E>) -> Shape {
 
 /// Returns the end of the node's last entry, and its height.
 fn check_node<E: Entry>(link: &Link<E>, shape: &mut Shape) -> (u64, usize) {
+    shape.underfull += usize::from(link.is_underfull());
     match link {
         Link::Leaf(leaf) => {
             let entries = leaf.entries.borrow();
@@ -678,6 +680,84 @@ fn deep_trees_shrink_and_grow_soundly() {
     assert_eq!(ledger, Ledger::default());
 }
 
+/// However much goes at once, and wherever its edges lie, it leaves no thin nodes behind, and of a
+/// shared tree it copies only what lies along its edges.
+#[test]
+fn wide_removals_leave_no_thin_nodes_and_copy_little() {
+    let mut dice = Dice(3);
+    let mut tree = Tree::new();
+    for _ in 0..400_000 {
+        let page = dice.below(300_000);
+        tree.insert(mapped(page * 10, 9, 1, page as u32), &mut ());
+    }
+    let before = check_nodes(&tree);
+    for round in 0..400 {
+        let mut gains = Gains(0);
+        let mut cut = tree.share();
+        let start = dice.below(300_000 / (1 + round % 5));
+        let width = [300, 7_000, 100_000, 300_000][round as usize % 4];
+        let end = start + dice.below(width);
+        cut.remove(start * 10, end * 10, &mut gains);
+        let shape = check_nodes(&cut);
+        // The root itself may be thin.
+        assert!(
+            shape.underfull <= before.underfull + 1,
+            "{before:?} {shape:?}"
+        );
+        // Two edges and a neighbour of each, and the two that an evened pair becomes.
+        assert!(gains.0 <= 6 * LEAF_MAX, "{}", gains.0);
+    }
+}
+
+struct Gains(usize);
+
+impl Account<Mapped> for Gains {
+    fn gain(&mut self, _entry: &Mapped) {
+        self.0 += 1;
+    }
+
+    fn lose(&mut self, _entry: &Mapped) {}
+}
+
+#[test]
+fn what_changes_is_dumped_again() {
+    let mut tree = Tree::new();
+    for index in 0..10_000u64 {
+        tree.insert(mapped(index * 10, 5, 1, index as u32 * 7), &mut ());
+    }
+    let mut next_index = 0;
+    let first = tree.dump(1, &mut next_index, &mut |_| {});
+    assert_eq!(tree.dump(1, &mut next_index, &mut |_| {}), first);
+    tree.insert(mapped(50_000, 5, 9, 0), &mut ());
+    let mut leaves = Vec::new();
+    let mut emit = |node: NodeRef<'_, Mapped>| {
+        if let NodeRef::Leaf(entries) = node {
+            leaves.push(
+                entries
+                    .iter()
+                    .any(|entry| entry.at().segment() == SegmentId(9)),
+            );
+        }
+    };
+    assert_ne!(tree.dump(1, &mut next_index, &mut emit), first);
+    assert_eq!(leaves, [true]);
+}
+
+#[test]
+fn whatever_the_order_neighbours_join() {
+    let mut dice = Dice(4);
+    for round in 0..20 {
+        let mut starts: Vec<u64> = (0..5_000).map(|index| index * 10).collect();
+        let mut tree = Tree::new();
+        while !starts.is_empty() {
+            let start = starts.swap_remove(dice.below(starts.len() as u64) as usize);
+            tree.insert(Zeroed::new(start, start + 10), &mut ());
+        }
+        let all: Vec<Zeroed> = tree.range(0, u64::MAX).collect();
+        assert_eq!(all, [Zeroed::new(0, 50_000)], "round {round}");
+    }
+}
+
 fn check_pages(trees: &[(Tree<Mapped>, Vec<bool>)], pass: u64, ledger: &Ledger) {
     let mut seen = Ledger::default();
     for (tree, pages) in trees {
@@ -792,4 +872,5 @@ fn a_million_appends_make_few_entries_or_full_leaves() {
     let each = apart.heap_bytes(1) as f64 / MILLION as f64;
     println!("appends: {each:.2} bytes each, join {join} ns, append {append} ns, {shape:?}");
     assert!(shape.entries * 100 >= shape.leaves * LEAF_MAX * 99);
+    assert!(shape.children * 100 >= shape.inner * INNER_MAX * 95);
 }
