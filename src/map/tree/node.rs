@@ -23,7 +23,7 @@ pub(super) const LEAF_MAX: usize = 96;
 /// A third: far enough from half that a leaf just split is not merged again at once.
 pub(super) const LEAF_MIN: usize = LEAF_MAX / 3;
 
-/// Children of an inner node: four levels are 25 million leaves, and a copied path stays small.
+/// Children of an inner node: three levels reach 260,000 leaves, and a copied path stays small.
 pub(super) const INNER_MAX: usize = 64;
 
 /// A third, as for leaves.

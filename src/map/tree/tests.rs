@@ -378,6 +378,8 @@ fn check_nodes<E: Entry>(tree: &Tree<E>) -> Shape {
     let mut shape = Shape::default();
     if let Some(root) = &tree.root {
         check_node(root, &mut shape);
+        // The root has no neighbour and may be thin.
+        shape.underfull -= usize::from(root.is_underfull());
         let lonely = matches!(root, Link::Inner(inner) if inner.children.len() < 2);
         assert!(!lonely, "a root with one child");
     }
@@ -699,11 +701,7 @@ fn wide_removals_leave_no_thin_nodes_and_copy_little() {
         let end = start + dice.below(width);
         cut.remove(start * 10, end * 10, &mut gains);
         let shape = check_nodes(&cut);
-        // The root itself may be thin.
-        assert!(
-            shape.underfull <= before.underfull + 1,
-            "{before:?} {shape:?}"
-        );
+        assert!(shape.underfull <= before.underfull, "{shape:?}");
         // Two edges and a neighbour of each, and the two that an evened pair becomes.
         assert!(gains.0 <= 6 * LEAF_MAX, "{}", gains.0);
     }
@@ -749,12 +747,16 @@ fn whatever_the_order_neighbours_join() {
     for round in 0..20 {
         let mut starts: Vec<u64> = (0..5_000).map(|index| index * 10).collect();
         let mut tree = Tree::new();
+        // Every second round there are entries to replace, which join with nothing.
+        for start in starts.iter().filter(|_| round % 2 == 1) {
+            tree.insert(mapped(*start, 10, 7, 0), &mut ());
+        }
         while !starts.is_empty() {
             let start = starts.swap_remove(dice.below(starts.len() as u64) as usize);
-            tree.insert(Zeroed::new(start, start + 10), &mut ());
+            tree.insert(mapped(start, 10, 1, start as u32), &mut ());
         }
-        let all: Vec<Zeroed> = tree.range(0, u64::MAX).collect();
-        assert_eq!(all, [Zeroed::new(0, 50_000)], "round {round}");
+        let all: Vec<Mapped> = tree.range(0, u64::MAX).collect();
+        assert_eq!(all, [mapped(0, 50_000, 1, 0)], "round {round}");
     }
 }
 
