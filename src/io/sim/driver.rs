@@ -11,7 +11,8 @@ use super::disk::{Damage, DamageKind, Disk, Reply, Request, Stream};
 use super::faults::mix;
 use super::names::NameRequest;
 use super::platter::InodeId;
-use super::runtime::{self, Group, Runtime};
+use super::runtime::{Group, Runtime};
+use super::task;
 use crate::buf::{AlignedBuf, BufPool};
 use crate::io::{DirEntry, Driver, DriverFile, Durability, OpenMode};
 use crate::types::{Nanos, PAGE};
@@ -85,7 +86,7 @@ impl Driver for SimDriver {
     }
 
     fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static {
-        runtime::sleep(&self.0.runtime, span, TIMER_LATE_NS_MAX)
+        task::sleep(&self.0.runtime, span, TIMER_LATE_NS_MAX)
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {

@@ -9,7 +9,7 @@
 
 use super::disk::{Damage, Disk, State};
 use super::faults::{DiskFaults, Fates, Grain, Latency};
-use super::names::{NameRequest, Node};
+use super::names::NameRequest;
 use super::platter::{CrashReport, Inode, Platter};
 use crate::types::PAGE;
 use std::io;

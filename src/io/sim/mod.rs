@@ -17,18 +17,29 @@ mod disk;
 mod driver;
 mod faults;
 mod hands;
+mod image;
 mod names;
 mod platter;
 mod runtime;
+mod serve;
+mod task;
 #[cfg(test)]
 mod tests;
 
+#[allow(unused_imports, reason = "harnesses name what they need")]
 pub(crate) use disk::{Damage, DamageKind, Disk};
+#[allow(unused_imports, reason = "harnesses name what they need")]
 pub(crate) use driver::{SimDriver, SimFile};
+#[allow(unused_imports, reason = "harnesses name what they need")]
 pub(crate) use faults::{DiskFaults, Grain, Latency, Span, Tear};
+#[allow(unused_imports, reason = "harnesses name what they need")]
 pub(crate) use hands::DiskImage;
+#[allow(unused_imports, reason = "harnesses name what they need")]
 pub(crate) use platter::CrashReport;
-pub(crate) use runtime::{Counters, JoinHandle, Stop};
+#[allow(unused_imports, reason = "harnesses name what they need")]
+pub(crate) use runtime::{Counters, Stop};
+#[allow(unused_imports, reason = "harnesses name what they need")]
+pub(crate) use task::JoinHandle;
 
 use crate::buf::BufPool;
 use crate::types::{Nanos, ShardId};
@@ -119,7 +130,7 @@ impl Universe {
 
     /// Completes exactly when `span` has passed since its first poll.
     pub(crate) fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static {
-        runtime::sleep(&self.world.runtime, span, 0)
+        task::sleep(&self.world.runtime, span, 0)
     }
 
     /// Starts a task that belongs to no process: a client, a referee.
@@ -128,7 +139,7 @@ impl Universe {
         task: impl Future<Output = T> + 'static,
     ) -> JoinHandle<T> {
         let runtime = &self.world.runtime;
-        runtime::spawn_joined(runtime, runtime.root(), task)
+        task::spawn_joined(runtime, runtime.root(), task)
     }
 
     /// Runs until `future` is done. What is under way when it stops stays so, and a later run goes
@@ -244,7 +255,7 @@ impl Process {
         &self,
         task: impl Future<Output = T> + 'static,
     ) -> JoinHandle<T> {
-        runtime::spawn_joined(&self.world.runtime, &self.group, task)
+        task::spawn_joined(&self.world.runtime, &self.group, task)
     }
 
     /// Kill -9: its tasks are dropped where they stand, its locks released. Completed writes stay;
