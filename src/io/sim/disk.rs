@@ -54,8 +54,8 @@ pub(super) struct State {
     pub(super) damage: Vec<Damage>,
     /// Processes that have a driver on this disk.
     pub(super) attached: Vec<Rc<Group>>,
-    /// Process that holds the directory's lock, and the number of its guard.
-    pub(super) lock: Option<(u64, u64)>,
+    /// Process that holds the directory's lock, and the number of its guard. A dead one's is void.
+    pub(super) lock: Option<(Rc<Group>, u64)>,
     pub(super) lock_last: u64,
     pub(super) rng: Rng,
     ops: BTreeMap<u64, Op>,
@@ -348,7 +348,6 @@ impl Disk {
         let report = state
             .platter
             .kill(Some(process), &mut Fates::Chance(chance));
-        state.lock = state.lock.filter(|(holder, _)| *holder != process);
         state.attached.retain(|group| group.id != process);
         drop(state);
         self.tally(&report);

@@ -130,7 +130,7 @@ pub(super) fn name_hash(name: &str) -> u64 {
     name.bytes().fold(0xCBF2_9CE4_8422_2325, fold)
 }
 
-/// How long I/Os take. Each is `min` to `min + spread`, plus 1 ns a byte, and sometimes much longer.
+/// How long I/Os take: `min` to `min + spread`, plus 1 ns a byte, and sometimes much longer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Latency {
     pub(crate) read: Span,

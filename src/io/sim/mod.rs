@@ -1,7 +1,7 @@
 //! The simulated universe: virtual time, a scheduler, processes and disks, all from one seed.
 //!
-//! The shard's real code runs here on [`SimDriver`]. A seed replays a run bit for bit; the trace hash
-//! proves it.
+//! The shard's real code runs here on [`SimDriver`]. A seed replays a run bit for bit; the trace
+//! hash proves it.
 //!
 //! Invariants:
 //! 1. Nothing depends on anything but the seed and what the caller does: no real clock, no address,
@@ -194,6 +194,11 @@ impl Universe {
         disk
     }
 
+    /// A driver on the disk of this name, of a process of its own.
+    pub(crate) fn driver(&self, disk: &str, shard: ShardId) -> SimDriver {
+        self.process().driver(&self.disk(disk), shard)
+    }
+
     /// Starts a process: an incarnation of the embedder.
     pub(crate) fn process(&self) -> Process {
         let id = self.world.process_last.get() + 1;
@@ -289,12 +294,12 @@ impl Process {
     pub(crate) fn try_lock(&self, disk: &Disk) -> Result<LockGuard, u64> {
         self.attach(disk);
         let mut state = disk.0.state.borrow_mut();
-        if let Some((holder, _)) = state.lock {
-            return Err(holder);
+        if let Some((holder, _)) = state.lock.as_ref().filter(|(holder, _)| holder.is_alive()) {
+            return Err(holder.id);
         }
         state.lock_last += 1;
         let ticket = state.lock_last;
-        state.lock = Some((self.group.id, ticket));
+        state.lock = Some((Rc::clone(&self.group), ticket));
         Ok(LockGuard {
             disk: disk.clone(),
             ticket,
@@ -311,6 +316,6 @@ pub(crate) struct LockGuard {
 impl Drop for LockGuard {
     fn drop(&mut self) {
         let mut state = self.disk.0.state.borrow_mut();
-        state.lock = state.lock.filter(|(_, ticket)| *ticket != self.ticket);
+        state.lock.take_if(|(_, ticket)| *ticket == self.ticket);
     }
 }

@@ -8,8 +8,8 @@
 //!    durable one: becoming durable removes the page from every earlier entry.
 //! 3. A sync moves the entries before its cut, except the forsaken: what a failed sync left behind
 //!    is made durable by no later one.
-//! 4. Changes of names form a list with the same rules; a crash keeps a change only if it keeps every
-//!    earlier one of the same names. A rename is one change.
+//! 4. Changes of names form a list with the same rules; a crash keeps a change only if it keeps
+//!    every earlier one of the same names. A rename is one change.
 //! 5. It is a plain value without handles to anything, so that a copy of it is a disk image; pages
 //!    are shared between copies.
 //!
@@ -450,10 +450,10 @@ impl Platter {
         for flying in std::mem::take(&mut self.names.in_flight) {
             // What cannot be done now would have failed then; its decision is drawn all the same.
             let kept = fates.keeps();
-            let seq = self.names.len_pending();
+            let first = self.names.len_pending();
             let performed = kept && self.perform(&flying.change).is_ok();
             if performed {
-                self.names.decide(seq);
+                self.names.decide(first);
             }
             tally.names_kept += u64::from(performed);
             tally.names_undone += u64::from(!performed);

@@ -1,8 +1,8 @@
 //! The scheduler and its clock: which task runs next, and when time moves.
 //!
 //! Invariants:
-//! 1. Everything runs on the thread that calls `run`; wakers alone may be carried elsewhere, because
-//!    the code under test uses channels that ask it of them.
+//! 1. Everything runs on the thread that calls `run`; wakers alone may be carried elsewhere,
+//!    because the code under test uses channels that ask it of them.
 //! 2. The next task is drawn at random among those that are ready. A poll costs a little virtual
 //!    time, so that a task that spins cannot stop the clock; when none is ready, the clock jumps to
 //!    the next timer.

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! 1. An operation takes its announcement out of flight before anything else, whatever its outcome.
-//! 2. A fault that the caller is told of is an error here; one that it is not told of leaves an entry
-//!    in the list of damage.
+//! 2. A fault that the caller is told of is an error here; one that it is not told of leaves an
+//!    entry in the list of damage.
 //!
 //! Deliberately not here: when it completes, and who is told; see `disk`.
 

@@ -1092,3 +1092,133 @@ async fn io_loop(driver: SimDriver, worker: u64, rounds: u64) {
         }
     }
 }
+
+const SECTOR: usize = 512;
+const MODEL_PAGES: usize = 6;
+
+/// What each sector of a file may hold after a crash.
+struct SectorModel {
+    /// Values by sector; the first is durable, the others may or may not have survived.
+    allowed: Vec<Vec<u8>>,
+    /// How many of them no later sync proves, because one has failed.
+    forsaken: Vec<usize>,
+}
+
+impl SectorModel {
+    fn new(durable: &[u8]) -> SectorModel {
+        let sectors = durable.chunks(SECTOR).map(|sector| vec![sector[0]]);
+        let allowed: Vec<Vec<u8>> = sectors.collect();
+        let forsaken = vec![0; allowed.len()];
+        SectorModel { allowed, forsaken }
+    }
+
+    fn write(&mut self, first_page: usize, pages: usize, value: u8, synced: bool) {
+        for sector in first_page * 8..(first_page + pages) * 8 {
+            self.allowed[sector].push(value);
+            if synced {
+                self.prove(sector);
+            }
+        }
+    }
+
+    /// The newest value is durable: no older one comes back.
+    fn prove(&mut self, sector: usize) {
+        let values = &mut self.allowed[sector];
+        values.drain(..values.len() - 1);
+        self.forsaken[sector] = 0;
+    }
+
+    fn sync(&mut self, failed: bool) {
+        for sector in 0..self.allowed.len() {
+            if failed {
+                self.forsaken[sector] = self.allowed[sector].len();
+            } else if self.allowed[sector].len() > self.forsaken[sector] {
+                self.prove(sector);
+            }
+        }
+    }
+
+    fn check(&self, bytes: &[u8], seed: u64) {
+        for (number, (sector, allowed)) in bytes.chunks(SECTOR).zip(&self.allowed).enumerate() {
+            assert!(sector.iter().all(|byte| *byte == sector[0]));
+            let value = sector[0];
+            assert!(
+                allowed.contains(&value),
+                "seed={seed} sector={number} {value} {allowed:?}"
+            );
+        }
+    }
+}
+
+/// Random writes and syncs, some failing, in several lives of one file.
+#[test]
+fn after_any_crash_every_sector_holds_what_it_may() {
+    let failing = DiskFaults {
+        sync_error: 1000,
+        ..DiskFaults::default()
+    };
+    for seed in 0..200 {
+        let universe = Universe::new(seed);
+        let disk = universe.disk("d");
+        let mut value = 0;
+        disk.write_file("f", &[0; MODEL_PAGES * PAGE]).unwrap();
+        for _life in 0..4 {
+            let mut model = SectorModel::new(&disk.read_file("f").unwrap());
+            let driver = universe.driver("d", ShardId(0));
+            let life = universe.run_until(async {
+                let file = driver.open("f", OpenMode::Existing).await.unwrap();
+                for _step in 0..driver.random() % 30 {
+                    if driver.random().is_multiple_of(4) {
+                        let fails = driver.random().is_multiple_of(3);
+                        disk.set_faults(if fails {
+                            failing.clone()
+                        } else {
+                            DiskFaults::default()
+                        });
+                        assert_eq!(file.sync().await.is_err(), fails);
+                        model.sync(fails);
+                        continue;
+                    }
+                    let first_page = driver.random() as usize % MODEL_PAGES;
+                    let count = 1 + driver.random() as usize % (MODEL_PAGES - first_page);
+                    value += 1;
+                    let synced = driver.random().is_multiple_of(4);
+                    let durability = match synced {
+                        true => Durability::Synced,
+                        false => Durability::Visible,
+                    };
+                    let bytes = pages(&driver, count, value);
+                    let offset = first_page as u64 * P;
+                    file.write(offset, bytes, durability).await.unwrap();
+                    model.write(first_page, count, value, synced);
+                }
+            });
+            life.unwrap();
+            disk.power_cut();
+            model.check(&disk.read_file("f").unwrap(), seed);
+        }
+    }
+}
+
+#[test]
+fn a_lock_does_not_outlive_a_process_that_another_disk_took_along() {
+    let (universe, disk, process, _driver) = stage(23);
+    let other = universe.disk("other");
+    let _guard = process.try_lock(&other).unwrap();
+    disk.power_cut();
+    assert!(universe.process().try_lock(&other).is_ok());
+}
+
+#[test]
+fn a_read_buffer_of_a_failed_read_is_poisoned() {
+    let faults = DiskFaults {
+        read_error: 1000,
+        ..DiskFaults::default()
+    };
+    let (_, _, byte) = with_faults(24, faults, async |driver, file| {
+        let buf = page_buf(driver);
+        file.read(0, buf).await.map(drop).unwrap_err();
+        page_buf(driver)[0]
+    });
+    assert_eq!(byte, 0xDB);
+}
