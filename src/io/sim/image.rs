@@ -34,12 +34,10 @@ pub(super) struct Image {
 impl Image {
     pub(super) fn store(&mut self, write: &Write) {
         let pages = Rc::make_mut(&mut self.pages);
-        let mut no = write.first_page;
-        for page in &write.pages {
+        for (no, page) in (write.first_page..).zip(&write.pages) {
             if let Some(page) = page {
                 pages.insert(no, Rc::clone(page));
             }
-            no += 1;
         }
         self.len = self.len.max(write.end());
     }

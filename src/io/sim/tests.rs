@@ -986,7 +986,7 @@ fn hands_reach_everything() {
 fn a_universe_ends_with_its_first_handle() {
     let flag = Rc::new(());
     let held = Rc::clone(&flag);
-    let (universe, _disk, process, driver) = stage(20);
+    let (universe, disk, process, driver) = stage(20);
     let task = driver.clone();
     let handle = universe.clone();
     drop(process.spawn(async move {
@@ -998,8 +998,16 @@ fn a_universe_ends_with_its_first_handle() {
     }));
     universe.run_for(Duration::from_millis(1)).unwrap();
     assert_eq!(Rc::strong_count(&flag), 2);
+    let world = Rc::downgrade(&universe.world);
+    let medium = Rc::downgrade(&disk.0);
     drop(universe);
     assert_eq!(Rc::strong_count(&flag), 1);
+    drop((disk, process, driver));
+    assert_eq!(
+        (world.strong_count(), medium.strong_count()),
+        (0, 0),
+        "nothing leaks"
+    );
 }
 
 #[test]
