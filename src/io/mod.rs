@@ -15,6 +15,9 @@
 //!    directories 0700.
 //! 6. An operation is submitted at its first poll.
 
+#[cfg(feature = "sim")]
+pub(crate) mod sim;
+
 use crate::buf::{AlignedBuf, BufPool};
 use crate::types::Nanos;
 use bytes::Bytes;
