@@ -15,6 +15,16 @@
 //!    directories 0700.
 //! 6. An operation is submitted at its first poll.
 
+pub(crate) mod clock;
+mod disk;
+pub(crate) mod executor;
+pub(crate) mod launch;
+pub(crate) mod lock;
+#[cfg(test)]
+pub(crate) mod suite;
+mod threads;
+mod uring;
+
 use crate::buf::{AlignedBuf, BufPool};
 use crate::types::Nanos;
 use bytes::Bytes;
