@@ -17,6 +17,15 @@
 
 #[cfg(feature = "sim")]
 pub(crate) mod sim;
+pub(crate) mod clock;
+mod disk;
+pub(crate) mod executor;
+pub(crate) mod launch;
+pub(crate) mod lock;
+#[cfg(test)]
+pub(crate) mod suite;
+mod threads;
+mod uring;
 
 use crate::buf::{AlignedBuf, BufPool};
 use crate::types::Nanos;

@@ -1,0 +1,133 @@
+//! One process, one engine per directory: the exclusive lock and who holds it.
+//!
+//! Invariants:
+//! 1. The lock is the kernel's, on the open file: it ends with its process, however that ends, so the
+//!    file's existence and its text mean nothing by themselves.
+//! 2. The file is never unlinked: whoever waits on an unlinked file would lock what nobody else sees.
+//!
+//! Deliberately not here: waiting. Two engines on one directory are a mistake, not a queue.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Name of the lock's file in the store's directory.
+const FILE_NAME: &str = "LOCK";
+
+/// Longest text about the holder that is repeated in a message: a pid and a name.
+const HOLDER_BYTES_MAX: u64 = 256;
+
+/// The exclusive right to a store's directory, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct DirLock {
+    _file: File,
+}
+
+impl DirLock {
+    /// Takes the lock of `dir`, or says who has it.
+    pub(crate) fn acquire(dir: &Path) -> Result<DirLock> {
+        let mut file = open(dir)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::invalid(format!(
+                    "the store is in use, close it there first: dir={} holder={}",
+                    dir.display(),
+                    holder(&mut file)
+                )));
+            }
+            Err(TryLockError::Error(error)) => {
+                let message = format!(
+                    "the file system refuses to lock a file: dir={} cause={error}",
+                    dir.display()
+                );
+                return Err(Error::with_source(ErrorKind::InvalidInput, message, error));
+            }
+        }
+        // The text only serves messages, so a full disk must not keep the store from opening.
+        if let Err(error) = sign(&mut file) {
+            tracing::debug!(%error, "the holder could not be noted in the lock's file");
+        }
+        Ok(DirLock { _file: file })
+    }
+}
+
+fn open(dir: &Path) -> Result<File> {
+    let path = dir.join(FILE_NAME);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(&path);
+    file.map_err(|error| {
+        let message = format!(
+            "the lock's file cannot be opened: path={} cause={error}",
+            path.display()
+        );
+        Error::with_source(ErrorKind::InvalidInput, message, error)
+    })
+}
+
+/// Writes who holds the lock into its file.
+fn sign(file: &mut File) -> std::io::Result<()> {
+    let exe = std::env::current_exe().ok();
+    let name = exe.as_deref().and_then(Path::file_name);
+    let name = name.map_or_else(|| "unknown".into(), |name| name.to_string_lossy());
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    writeln!(file, "pid={} exe={name}", std::process::id())
+}
+
+/// What the lock's file says about its holder.
+fn holder(file: &mut File) -> String {
+    let mut text = Vec::new();
+    match file.take(HOLDER_BYTES_MAX).read_to_end(&mut text) {
+        Ok(0) | Err(_) => "unknown".to_owned(),
+        Ok(_) => {
+            let text = String::from_utf8_lossy(&text);
+            text.trim().replace(char::is_control, "?")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn second_engine_is_told_who_has_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DirLock::acquire(dir.path()).unwrap();
+        let error = DirLock::acquire(dir.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        let pid = format!("pid={}", std::process::id());
+        assert!(error.to_string().contains(&pid), "{error}");
+        drop(lock);
+        DirLock::acquire(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn file_is_private_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let _lock = DirLock::acquire(dir.path()).unwrap();
+        let mode = dir.path().join(FILE_NAME).metadata().unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+
+        let other = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/null", other.path().join(FILE_NAME)).unwrap();
+        assert!(DirLock::acquire(other.path()).is_err());
+    }
+
+    #[test]
+    fn missing_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = DirLock::acquire(&dir.path().join("none")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+}
