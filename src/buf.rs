@@ -17,8 +17,9 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// Sizes in bytes that are kept for reuse; anything larger is allocated and freed.
-const CLASSES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, (1 << 20) + PAGE];
+/// Sizes in bytes that are kept for reuse; anything larger is allocated and freed. The largest is a
+/// batch of the log: 1 MiB of data, its head page, and the head of the segment that it may begin.
+const CLASSES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, (1 << 20) + 2 * PAGE];
 
 /// Buffers of one class that are kept at most: 64 MiB of the largest.
 const KEPT_MAX: usize = 64;

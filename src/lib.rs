@@ -5,12 +5,19 @@ mod chunks;
 mod config;
 mod error;
 mod io;
+mod log;
 mod map;
 mod marks;
 mod mutation;
 mod payload_id;
+mod residency;
+mod shard;
 mod stats;
+mod store;
+mod superblock;
+mod sync;
 mod types;
+mod world;
 
 pub use chunks::Chunks;
 pub use config::{Config, DriverKind, RemoteConfig, RetentionPolicy, S3Config};
@@ -19,3 +26,4 @@ pub use payload_id::PayloadId;
 pub use stats::{
     Extent, ExtentKind, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport,
 };
+pub use store::Store;

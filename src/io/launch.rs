@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::io::clock::Clock;
 use crate::io::executor::{Executor, Park};
+use crate::io::lock::DirLock;
 use crate::io::threads::Threads;
 use crate::io::uring::{Unbuilt, Uring};
 use crate::types::ShardId;
@@ -22,6 +23,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -56,6 +58,8 @@ pub(crate) struct Launch {
     pub(crate) idle_spin: Duration,
     /// Size of the huge-page arena that its buffers come from; 0 for none.
     pub(crate) arena_bytes: usize,
+    /// Held until the driver has drained: before that, the directory is not anybody else's.
+    pub(crate) lock: Option<Arc<DirLock>>,
 }
 
 /// A shard's running thread.
@@ -194,6 +198,7 @@ mod tests {
             core: Some(0),
             idle_spin: Duration::ZERO,
             arena_bytes: 0,
+            lock: None,
         }
     }
 

@@ -15,13 +15,13 @@
 //!    directories 0700.
 //! 6. An operation is submitted at its first poll.
 
-#[cfg(feature = "sim")]
-pub(crate) mod sim;
 pub(crate) mod clock;
 mod disk;
 pub(crate) mod executor;
 pub(crate) mod launch;
 pub(crate) mod lock;
+#[cfg(feature = "sim")]
+pub(crate) mod sim;
 #[cfg(test)]
 pub(crate) mod suite;
 mod threads;

@@ -1,0 +1,77 @@
+//! Live bytes per segment, counted extent by extent as tree nodes come and go.
+//!
+//! Invariants:
+//! 1. A segment's count is the sum over the extents of all distinct nodes. Two nodes that refer to the
+//!    same bytes, as after a clone diverged, count them twice, so a count is an upper bound of the live
+//!    bytes, and zero exactly when nothing refers to the segment.
+//! 2. Counts never go below zero; that would be a defect of the tree.
+
+use super::extent::{Mapped, Zeroed};
+use super::tree::{Account, Entry};
+use crate::types::SegmentId;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+/// Live bytes of every segment that has any.
+#[derive(Default)]
+pub(crate) struct Live {
+    segments: HashMap<SegmentId, u64, FixedState>,
+    total: u64,
+    extents: u64,
+    lost: u64,
+}
+
+impl Live {
+    /// Bytes that extents refer to in a segment; 0: it can go.
+    pub(crate) fn bytes(&self, segment: SegmentId) -> u64 {
+        self.segments.get(&segment).copied().unwrap_or(0)
+    }
+
+    /// Bytes that extents refer to in all segments.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Bytes that extents have ceased to refer to since the shard was opened.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Extents of all distinct nodes.
+    pub(crate) fn extents(&self) -> u64 {
+        self.extents
+    }
+}
+
+impl Account<Mapped> for Live {
+    fn gain(&mut self, entry: &Mapped) {
+        let bytes = entry.end() - entry.start();
+        self.total += bytes;
+        self.extents += 1;
+        *self.segments.entry(entry.at().segment()).or_insert(0) += bytes;
+    }
+
+    fn lose(&mut self, entry: &Mapped) {
+        let bytes = entry.end() - entry.start();
+        let segment = entry.at().segment();
+        let count = self
+            .segments
+            .get_mut(&segment)
+            .expect("lost bytes were gained before");
+        *count = count
+            .checked_sub(bytes)
+            .expect("lost bytes were gained before");
+        if *count == 0 {
+            self.segments.remove(&segment);
+        }
+        self.total -= bytes;
+        self.lost += bytes;
+        self.extents -= 1;
+    }
+}
+
+impl Account<Zeroed> for Live {
+    fn gain(&mut self, _entry: &Zeroed) {}
+
+    fn lose(&mut self, _entry: &Zeroed) {}
+}

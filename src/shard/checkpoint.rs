@@ -1,0 +1,427 @@
+//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep, the
+//! task that decides when to write one, when to clean, and when to give files back.
+//!
+//! Invariants:
+//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers and
+//!    every footer that it relies on is durable.
+//! 2. The two newest checkpoints are kept, and no segment that either needs is freed.
+//! 3. Checkpoints cost at most a twentieth of what the log costs: one is due when twenty times the
+//!    bytes of the last have been logged since.
+
+use super::{Shard, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Driver, DriverFile, Durability, OpenMode};
+use crate::log::checkpoint::{Encoder, Item, identity};
+use crate::log::writer::LogEnd;
+use crate::map::Payload;
+use crate::map::extent::{Mapped, Zeroed};
+use crate::map::tree::{Entry, NodeRef, Tree};
+use crate::marks::mark;
+use crate::types::{Lsn, PAGE, PayloadNo, SegmentId};
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+
+/// Bytes of log per byte of checkpoint: the log's share of the writing is at least 95 %.
+const LOG_PER_CHECKPOINT: u64 = 20;
+
+/// Log that is replayed without a thought: 16 MiB take about 10 ms to read.
+const LOG_BYTES_MIN: u64 = 16 << 20;
+
+/// Checkpoints that are kept.
+const CHECKPOINTS_KEPT: usize = 2;
+
+/// What upkeep knows.
+#[derive(Default)]
+pub(super) struct Upkeep {
+    /// The newest checkpoints, oldest first: number and bytes.
+    kept: VecDeque<(u64, u64)>,
+    next_sequence: u64,
+    /// Bytes written to the log when the last checkpoint was begun.
+    logged_then: u64,
+    /// Where the log stood when the last checkpoint was begun.
+    covered: Option<Lsn>,
+    /// Cleaning found nothing to do when the log and the losses stood here.
+    pub(super) cleaned_at: Option<(Lsn, u64)>,
+    /// Bytes that had ceased to be referred to when cleaning last looked.
+    pub(super) lost_then: u64,
+    /// Segments with bytes that cannot be read, and so not moved.
+    pub(super) unmovable: BTreeSet<SegmentId>,
+}
+
+/// Name of a checkpoint's file.
+pub(super) fn checkpoint_name(sequence: u64) -> String {
+    format!("checkpoint-{sequence:016x}")
+}
+
+/// The number in a checkpoint's name.
+pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("checkpoint-")?;
+    let sequence = u64::from_str_radix(digits, 16).ok()?;
+    (checkpoint_name(sequence) == name).then_some(sequence)
+}
+
+impl Upkeep {
+    /// As found at opening: checkpoints by number with their bytes, and what the newest good one covers.
+    pub(super) fn found(mut kept: Vec<(u64, u64)>, covered: Option<Lsn>) -> Upkeep {
+        kept.sort_unstable();
+        let next_sequence = kept.last().map_or(1, |(sequence, _)| sequence + 1);
+        Upkeep {
+            kept: kept.into(),
+            next_sequence,
+            covered,
+            ..Upkeep::default()
+        }
+    }
+
+    /// Bytes of the files of all checkpoints that are kept.
+    pub(super) fn checkpoint_bytes(&self) -> u64 {
+        self.kept.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+impl State {
+    fn last_checkpoint_bytes(&self) -> u64 {
+        self.upkeep.kept.back().map_or(0, |(_, bytes)| *bytes)
+    }
+
+    /// Whether enough has been logged to pay for a checkpoint.
+    fn checkpoint_due(&self) -> bool {
+        let logged = self
+            .stats
+            .device_written_bytes
+            .saturating_sub(self.upkeep.logged_then);
+        logged >= LOG_BYTES_MIN.max(self.last_checkpoint_bytes() * LOG_PER_CHECKPOINT)
+    }
+
+    /// Whether the map has changed since the last checkpoint was begun.
+    fn changed_since_checkpoint(&self) -> bool {
+        self.upkeep.covered != Some(self.log.end().next_lsn) || self.log.has_open_batch()
+    }
+
+    /// Whether files wait for nothing but checkpoints, and giving them back is worth those.
+    fn freeing_due(&self) -> bool {
+        let dead = self.segments.dead(|id| self.map.live.bytes(id) == 0).len() as u64;
+        let gain = dead * self.log.segment_bytes();
+        gain > 0 && (self.space.wants_file() || gain >= self.last_checkpoint_bytes())
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Starts the task that checkpoints, cleans and gives files back.
+    pub(super) fn spawn_upkeep(&self) {
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            loop {
+                let due = || {
+                    let state = shard.0.state.borrow();
+                    let stop = state.closing || state.commit.poison.is_some();
+                    (!stop && shard.upkeep_due(&state)).then_some(())
+                };
+                shard.0.upkeep_due.until(due).await;
+                if let Err(error) = shard.keep_up().await {
+                    tracing::warn!(shard = shard.0.params.shard.0, %error, "upkeep failed");
+                    // A full disk, most likely: nothing is lost, and it is tried again.
+                    shard.0.driver.sleep(UPKEEP_RETRY).await;
+                }
+            }
+        });
+    }
+
+    fn upkeep_due(&self, state: &State) -> bool {
+        state.checkpoint_due()
+            || state.freeing_due()
+            || self.cleaning_due(state)
+            || self.trimming_due(state)
+    }
+
+    async fn keep_up(&self) -> Result<()> {
+        let (cleaning, checkpointing) = {
+            let state = self.0.state.borrow();
+            (
+                self.cleaning_due(&state),
+                state.checkpoint_due() || state.freeing_due(),
+            )
+        };
+        if cleaning {
+            self.clean().await?;
+        }
+        if checkpointing || cleaning {
+            self.checkpoint().await?;
+        }
+        self.trim().await;
+        Ok(())
+    }
+
+    /// Writes a checkpoint and makes it the newest.
+    pub(super) async fn checkpoint(&self) -> Result<()> {
+        self.check_poison()?;
+        let unchanged = {
+            let mut state = self.0.state.borrow_mut();
+            let state = &mut *state;
+            let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
+            let unchanged = !state.changed_since_checkpoint();
+            if unchanged && dead.is_empty() {
+                return Ok(());
+            }
+            unchanged
+        };
+        if !unchanged {
+            // The snapshot has to stand between two batches.
+            self.room_to_close().await?;
+            self.close_batch();
+        }
+        let begun = self.begin_checkpoint();
+        let result = self.write_checkpoint(&begun).await;
+        let mut state = self.0.state.borrow_mut();
+        begun
+            .payloads
+            .into_iter()
+            .for_each(|(_, payload)| state.map.release(payload));
+        drop(state);
+        let (sequence, bytes) = result?;
+        self.finish_checkpoint(sequence, bytes, begun.end.next_lsn, &begun.dead)
+            .await;
+        Ok(())
+    }
+
+    async fn room_to_close(&self) -> Result<()> {
+        self.0
+            .room
+            .until(|| {
+                let state = self.0.state.borrow();
+                let poison = state.commit.poison.clone().map(Err);
+                poison.or_else(|| state.may_close().then_some(Ok(())))
+            })
+            .await
+    }
+
+    /// The state that the checkpoint will hold, taken in one step.
+    fn begin_checkpoint(&self) -> Begun {
+        let mut state = self.0.state.borrow_mut();
+        let state = &mut *state;
+        state.upkeep.logged_then = state.stats.device_written_bytes;
+        let end = state.log.end();
+        let item = |held: &std::rc::Rc<crate::residency::Held>| Item::Segment {
+            segment: held.id,
+            epoch: held.epoch,
+            file: held.file,
+            pages: held.pages.get(),
+        };
+        let sealed = state.segments.iter().filter(|held| held.is_sealed());
+        let mut head = vec![Item::Start {
+            next_lsn: end.next_lsn.0,
+            chain: end.chain,
+            segment: end.segment,
+            pages: end.pages,
+            next_payload: state.map.next_payload().0,
+            next_generation: self.next_generation().0,
+        }];
+        head.extend(sealed.map(item));
+        let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
+        Begun {
+            end,
+            head,
+            payloads: state.map.snapshot(),
+            dead,
+        }
+    }
+
+    async fn write_checkpoint(&self, begun: &Begun) -> Result<(u64, u64)> {
+        let sequence = {
+            let mut state = self.0.state.borrow_mut();
+            state.upkeep.next_sequence += 1;
+            state.upkeep.next_sequence - 1
+        };
+        // What the checkpoint refers to is durable before the checkpoint is.
+        self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
+        self.footers_durable(begun.end.segment).await?;
+        let temporary = self.0.params.path("checkpoint.new");
+        let result = self
+            .write_checkpoint_file(sequence, begun, &temporary)
+            .await;
+        if result.is_err() {
+            // The next opening removes it if this does not.
+            let _ = self.0.driver.unlink(&temporary).await;
+        }
+        result.map(|bytes| (sequence, bytes)).map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::StorageFull => ErrorKind::Full,
+                _ => ErrorKind::Poisoned,
+            };
+            Error::with_source(kind, "a checkpoint could not be written", error)
+        })
+    }
+
+    /// Waits until every segment that was sealed, up to `last`, can be read after a restart.
+    async fn footers_durable(&self, last: SegmentId) -> Result<()> {
+        self.0
+            .room
+            .until(|| {
+                let state = self.0.state.borrow();
+                let poison = state.commit.poison.clone().map(Err);
+                let done = state.space.first_sealing().is_none_or(|first| first > last);
+                poison.or_else(|| done.then_some(Ok(())))
+            })
+            .await
+    }
+
+    async fn write_checkpoint_file(
+        &self,
+        sequence: u64,
+        begun: &Begun,
+        temporary: &str,
+    ) -> io::Result<u64> {
+        let _ = self.0.driver.unlink(temporary).await;
+        let file = self.0.driver.open(temporary, OpenMode::CreateNew).await?;
+        let params = &self.0.params;
+        let mut out = Out {
+            encoder: Encoder::new(identity(&params.store, params.shard, sequence)),
+            full: VecDeque::new(),
+        };
+        let mut bytes = 0;
+        for item in &begun.head {
+            out.push(item);
+            bytes += self.drain_chunks(&file, &mut out, bytes).await?;
+        }
+        let pass = self.0.state.borrow_mut().map.begin_pass();
+        let (mut extents, mut zeroed) = (0, 0);
+        for (number, payload) in &begun.payloads {
+            let item = Item::Payload {
+                payload: *number,
+                generation: payload.generation,
+                id: payload.id.clone(),
+                size: payload.size,
+                cut: payload.cut,
+                extents: dump_extents(&payload.extents, pass, &mut extents, &mut out),
+                zeroed: dump_zeroed(&payload.zeroed, pass, &mut zeroed, &mut out),
+            };
+            out.push(&item);
+            bytes += self.drain_chunks(&file, &mut out, bytes).await?;
+        }
+        let last = out.encoder.finish();
+        bytes += self.write_chunk(&file, &last, bytes).await?;
+        file.sync().await?;
+        let path = params.path(&checkpoint_name(sequence));
+        self.0.driver.rename(temporary, &path).await?;
+        self.0.driver.sync_dir(&params.dir()).await?;
+        Ok(bytes)
+    }
+
+    async fn drain_chunks(&self, file: &D::File, out: &mut Out, offset: u64) -> io::Result<u64> {
+        let mut written = 0;
+        while let Some(chunk) = out.full.pop_front() {
+            written += self.write_chunk(file, &chunk, offset + written).await?;
+        }
+        Ok(written)
+    }
+
+    async fn write_chunk(&self, file: &D::File, chunk: &[u8], offset: u64) -> io::Result<u64> {
+        let mut buf = self.0.driver.pool().take(chunk.len());
+        buf[..chunk.len()].copy_from_slice(chunk);
+        file.write(offset, buf.freeze(), Durability::Visible)
+            .await?;
+        let bytes = chunk.len() as u64;
+        debug_assert!(bytes.is_multiple_of(PAGE as u64), "chunks are whole pages");
+        self.0.state.borrow_mut().stats.checkpoint_bytes += bytes;
+        Ok(bytes)
+    }
+
+    /// The checkpoint is durable: older ones go, and what only they needed.
+    async fn finish_checkpoint(&self, sequence: u64, bytes: u64, next: Lsn, dead: &[SegmentId]) {
+        mark("checkpoint");
+        let old: Vec<u64> = {
+            let mut state = self.0.state.borrow_mut();
+            let state = &mut *state;
+            state.stats.checkpoints += 1;
+            state.upkeep.covered = Some(next);
+            state.upkeep.kept.push_back((sequence, bytes));
+            let surplus = state.upkeep.kept.len().saturating_sub(CHECKPOINTS_KEPT);
+            let freed = state.segments.checkpointed(dead);
+            state.stats.cleaned_segments += freed as u64;
+            state
+                .upkeep
+                .kept
+                .drain(..surplus)
+                .map(|(sequence, _)| sequence)
+                .collect()
+        };
+        for sequence in old {
+            // One that stays behind costs space until the next opening, nothing else.
+            let _ = self
+                .0
+                .driver
+                .unlink(&self.0.params.path(&checkpoint_name(sequence)))
+                .await;
+        }
+        self.0.room.notify();
+        self.0.upkeep_due.notify();
+    }
+
+    /// Whether there are files that nothing needs while the shard is at rest.
+    fn trimming_due(&self, state: &State) -> bool {
+        let at_rest = state.tail.is_empty() && !state.log.has_open_batch();
+        at_rest && state.segments.files_free() > 0
+    }
+
+    /// Removes free files, so that a store at rest is as small as it may be.
+    async fn trim(&self) {
+        loop {
+            let file = {
+                let mut state = self.0.state.borrow_mut();
+                if !self.trimming_due(&state) {
+                    return;
+                }
+                state.segments.take_free()
+            };
+            let Some(file) = file else { return };
+            self.0.files.forget(file);
+            // A file that stays behind is found, and called free, at the next opening.
+            let _ = self.0.driver.unlink(&self.0.files.path(file)).await;
+        }
+    }
+}
+
+/// What a checkpoint holds, as it was when it was begun.
+struct Begun {
+    end: LogEnd,
+    /// Where replay goes on, and the sealed segments.
+    head: Vec<Item>,
+    payloads: Vec<(PayloadNo, Payload)>,
+    /// Segments that nothing referred to.
+    dead: Vec<SegmentId>,
+}
+
+/// Pause after upkeep that failed.
+const UPKEEP_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Chunks on their way to a checkpoint's file.
+struct Out {
+    encoder: Encoder,
+    full: VecDeque<Vec<u8>>,
+}
+
+impl Out {
+    fn push(&mut self, item: &Item) {
+        self.full.extend(self.encoder.push(item));
+    }
+}
+
+fn dump_extents(tree: &Tree<Mapped>, pass: u64, next: &mut u32, out: &mut Out) -> Option<u32> {
+    tree.dump(pass, next, &mut |node| match node {
+        NodeRef::Leaf(entries) => {
+            let entry = |e: &Mapped| (e.start(), (e.end() - e.start()) as u32, e.at());
+            out.push(&Item::ExtentLeaf(entries.iter().map(entry).collect()));
+        }
+        NodeRef::Inner(children) => out.push(&Item::ExtentInner(children.to_vec())),
+    })
+}
+
+fn dump_zeroed(tree: &Tree<Zeroed>, pass: u64, next: &mut u32, out: &mut Out) -> Option<u32> {
+    tree.dump(pass, next, &mut |node| match node {
+        NodeRef::Leaf(entries) => {
+            let entry = |e: &Zeroed| (e.start(), e.end());
+            out.push(&Item::ZeroedLeaf(entries.iter().map(entry).collect()));
+        }
+        NodeRef::Inner(children) => out.push(&Item::ZeroedInner(children.to_vec())),
+    })
+}

@@ -1,0 +1,294 @@
+//! Cleaning: live bytes of half-empty segments are moved to the end of the log, so that the segments
+//! can be used again.
+//!
+//! Victims are chosen by cost and benefit, after "The design and implementation of a log-structured
+//! file system" (Rosenblum and Ousterhout, 1992): free space gained times age, over bytes read and written.
+//!
+//! Invariants:
+//! 1. Moving changes no content: live bytes are copied, made durable, and only then do extents refer to
+//!    the copy. Until a checkpoint has taken note, the old place stays.
+//! 2. Only sealed segments are moved, and none that an unfinished large write refers to. So nothing
+//!    begins to refer to a victim while it is being moved, except by sharing what is moved already.
+//! 3. A victim is given up only by `Segments`, when nothing refers to it; a walk that missed a
+//!    reference costs time, not data.
+
+use super::space::Purpose;
+use super::{Shard, State};
+use crate::error::{ErrorKind, Result};
+use crate::io::Driver;
+use crate::map::extent::Mapped;
+use crate::map::tree::Entry;
+use crate::marks::mark;
+use crate::mutation::Mutation;
+use crate::types::{Location, PAGE, PayloadNo, SegmentId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Tree leaves that are visited between two looks at other work: about 50 us.
+const LEAVES_PER_STEP: usize = 128;
+
+/// Steps of a walk that the loop takes before it lets others run.
+const STEPS_PER_TURN: usize = 64;
+
+/// Victims of one pass at most; a pass walks the map, which many victims share.
+const VICTIMS_MAX: usize = 64;
+
+/// Live bytes that one pass moves at most, in segments.
+const MOVED_SEGMENTS_MAX: u64 = 2;
+
+/// Walks after which references that are still left are left to a later pass.
+const WALKS_MAX: usize = 4;
+
+/// Bytes of a relocation record.
+const RELOCATE_LEN: usize = 24;
+
+impl State {
+    /// Bytes of segments that something refers to, the open one included.
+    fn held_bytes(&self) -> u64 {
+        let alive = self
+            .segments
+            .iter()
+            .filter(|held| !held.is_sealed() || self.map.live.bytes(held.id) > 0);
+        alive.count() as u64 * self.log.segment_bytes()
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Whether so much of the held segments is garbage, or so little room is left, that moving pays.
+    ///
+    /// At rest the store promises 1.5 times the live bytes and two segments; cleaning begins below
+    /// that, at 1.3 times.
+    pub(super) fn cleaning_due(&self, state: &State) -> bool {
+        let progress = (state.log.end().next_lsn, state.map.live.lost());
+        if state.upkeep.cleaned_at == Some(progress) {
+            return false;
+        }
+        if state.space.wants_file() {
+            return true;
+        }
+        let held = state.held_bytes();
+        if held <= 2 * state.log.segment_bytes() {
+            return false;
+        }
+        let slack = held - 2 * state.log.segment_bytes();
+        match state.map.shares() {
+            false => slack * 10 > state.map.live.total() * 13,
+            // Counts are upper bounds while clones share; what was lost since tells that it is worth
+            // a look.
+            true => {
+                let lost = state.map.live.lost() - state.upkeep.lost_then;
+                slack * 10 > state.map.live.total() * 13 || lost > held / 8
+            }
+        }
+    }
+
+    /// Moves what is live in the segments that are most worth it.
+    pub(super) async fn clean(&self) -> Result<()> {
+        let progress = {
+            let mut state = self.0.state.borrow_mut();
+            let lost = state.map.live.lost();
+            state.upkeep.lost_then = lost;
+            (state.log.end().next_lsn, lost)
+        };
+        let live = self.count_live().await;
+        let victims = self.choose_victims(&live);
+        if victims.is_empty() {
+            self.0.state.borrow_mut().upkeep.cleaned_at = Some(progress);
+            return Ok(());
+        }
+        mark("cleaning");
+        let ranges = self.collect(&victims).await;
+        let moved = self.move_ranges(&ranges).await;
+        // What was moved is used even if not everything could be.
+        let settled = self.settle(&victims).await;
+        let lost = self.0.state.borrow().map.live.lost();
+        self.0.state.borrow_mut().upkeep.lost_then = lost;
+        moved.and(settled)
+    }
+
+    /// Live bytes per segment: from the counts, or exactly, by a walk, while clones share.
+    async fn count_live(&self) -> BTreeMap<SegmentId, u64> {
+        if !self.0.state.borrow().map.shares() {
+            let state = self.0.state.borrow();
+            let count = |id| (id, state.map.live.bytes(id));
+            return state.segments.iter().map(|held| count(held.id)).collect();
+        }
+        let mut pages: BTreeMap<SegmentId, Vec<u64>> = BTreeMap::new();
+        self.walk(|mapped| {
+            let (first, count) = super::pages_of(mapped.at().offset(), mapped.len());
+            let bits = pages.entry(mapped.at().segment()).or_default();
+            for page in first as usize..(first + count) as usize {
+                bits.resize(bits.len().max(page / 64 + 1), 0);
+                bits[page / 64] |= 1 << (page % 64);
+            }
+        })
+        .await;
+        let bytes = |bits: &Vec<u64>| {
+            bits.iter()
+                .map(|word| u64::from(word.count_ones()))
+                .sum::<u64>()
+                * PAGE as u64
+        };
+        pages.iter().map(|(id, bits)| (*id, bytes(bits))).collect()
+    }
+
+    fn choose_victims(&self, live: &BTreeMap<SegmentId, u64>) -> BTreeSet<SegmentId> {
+        let state = self.0.state.borrow();
+        let segment_bytes = state.log.segment_bytes();
+        let newest = state.log.end().segment.0;
+        let unclaimed = state.map.first_unclaimed();
+        let mut candidates: Vec<(f64, SegmentId, u64)> = state
+            .segments
+            .iter()
+            .filter(|held| held.is_sealed() && held.footer_durable.get())
+            .filter(|held| unclaimed.is_none_or(|first| held.id < first))
+            .filter(|held| !state.upkeep.unmovable.contains(&held.id))
+            .filter_map(|held| {
+                let bytes = live.get(&held.id).copied().unwrap_or(0);
+                let used = bytes as f64 / segment_bytes as f64;
+                let age = (newest - held.id.0 + 1) as f64;
+                let worth = (1.0 - used) * age / (1.0 + used);
+                // Moving something nearly full gains nothing but wear.
+                (bytes > 0 && used < 0.9).then_some((worth, held.id, bytes))
+            })
+            .collect();
+        candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut victims = BTreeSet::new();
+        let mut moved = 0;
+        for (_, id, bytes) in candidates.into_iter().take(VICTIMS_MAX) {
+            moved += bytes;
+            if !victims.is_empty() && moved > MOVED_SEGMENTS_MAX * segment_bytes {
+                break;
+            }
+            victims.insert(id);
+        }
+        // One victim that is moved whole into a segment of its own frees nothing.
+        let gain = victims.len() as u64 * segment_bytes;
+        let cost: u64 = victims
+            .iter()
+            .map(|id| live.get(id).copied().unwrap_or(0))
+            .sum();
+        if gain < cost + segment_bytes / 8 {
+            BTreeSet::new()
+        } else {
+            victims
+        }
+    }
+
+    /// The live ranges of some segments, in the order of the log, each once.
+    async fn collect(&self, victims: &BTreeSet<SegmentId>) -> Vec<(Location, u32)> {
+        let mut ranges = Vec::new();
+        self.walk(|mapped| {
+            if victims.contains(&mapped.at().segment()) {
+                ranges.push((mapped.at(), mapped.len()));
+            }
+        })
+        .await;
+        ranges.sort_unstable();
+        let mut merged: Vec<(Location, u32)> = Vec::new();
+        for (at, len) in ranges {
+            match merged.last_mut() {
+                Some((last, last_len))
+                    if last.segment() == at.segment()
+                        && at.offset() <= last.offset() + *last_len =>
+                {
+                    *last_len = (*last_len).max(at.offset() + len - last.offset());
+                }
+                _ => merged.push((at, len)),
+            }
+        }
+        merged
+    }
+
+    /// Visits every extent of the map, letting others run in between.
+    async fn walk(&self, mut visit: impl FnMut(&Mapped)) {
+        let pass = self.0.state.borrow_mut().map.begin_pass();
+        let mut next = Some((PayloadNo(0), 0));
+        let mut steps = 0;
+        while let Some(from) = next {
+            next = self
+                .0
+                .state
+                .borrow()
+                .map
+                .visit_step(pass, from, LEAVES_PER_STEP, &mut visit);
+            steps += 1;
+            if steps % STEPS_PER_TURN == 0 {
+                self.yield_now().await;
+            }
+        }
+    }
+
+    /// Copies ranges to the end of the log, and waits until the copies are durable.
+    async fn move_ranges(&self, ranges: &[(Location, u32)]) -> Result<()> {
+        let largest = self.0.state.borrow().log.data_bytes_max() as u32;
+        let mut last = None;
+        for &(at, len) in ranges {
+            let mut done = 0;
+            while done < len {
+                let part = (len - done).min(largest);
+                match self.move_range(at.advance(done), part).await {
+                    Ok(lsn) => last = Some(lsn),
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        // Bytes that cannot be read cannot be moved; they stay, and are reported.
+                        mark("corrupt bytes not moved");
+                        self.0
+                            .state
+                            .borrow_mut()
+                            .upkeep
+                            .unmovable
+                            .insert(at.segment());
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+                done += part;
+            }
+        }
+        match last {
+            Some(lsn) => self.durable(lsn).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn move_range(&self, from: Location, len: u32) -> Result<crate::types::Lsn> {
+        let mut sources = Vec::new();
+        self.0.state.borrow().located(from, len, &mut sources)?;
+        let bytes = self.join(sources).await?;
+        let (_, lsn) = self
+            .record(Purpose::Clean, RELOCATE_LEN, &bytes, |_, to| {
+                let to = to.expect("a range has at least a byte");
+                Ok((vec![Mutation::Relocate { from, to, len }], ()))
+            })
+            .await?;
+        self.0.state.borrow_mut().stats.cleaned_bytes += u64::from(len);
+        Ok(lsn)
+    }
+
+    /// Lets extents refer to the new places, until none refers to a victim.
+    async fn settle(&self, victims: &BTreeSet<SegmentId>) -> Result<()> {
+        self.check_poison()?;
+        for _ in 0..WALKS_MAX {
+            let pass = self.0.state.borrow_mut().map.begin_pass();
+            let mut next = Some((PayloadNo(0), 0));
+            let mut steps = 0;
+            while let Some(from) = next {
+                next = self
+                    .0
+                    .state
+                    .borrow_mut()
+                    .map
+                    .settle_step(pass, from, LEAVES_PER_STEP);
+                steps += 1;
+                if steps % STEPS_PER_TURN == 0 {
+                    self.yield_now().await;
+                }
+            }
+            let state = self.0.state.borrow();
+            if victims.iter().all(|id| state.map.live.bytes(*id) == 0) {
+                break;
+            }
+        }
+        self.0.state.borrow_mut().map.forget_relocated();
+        Ok(())
+    }
+}

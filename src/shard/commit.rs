@@ -1,0 +1,297 @@
+//! Group commit: closed batches go to the device, and the durable prefix of the log grows.
+//!
+//! One task decides; it runs after whatever was ready, so that what arrived together is committed
+//! together. While a durable write is under way, new records gather in the open batch and go with the
+//! next: the device's latency is the clock.
+//!
+//! Invariants:
+//! 1. A flush is answered when the durable prefix covers it, or with the error that poisoned the shard.
+//! 2. A sync covers the batches whose writes had completed before it was submitted, nothing else.
+//! 3. After a failed write or sync nothing more is written and nothing more becomes durable.
+
+use super::{Shard, State};
+use crate::Error;
+use crate::error::Result;
+use crate::io::{Driver, DriverFile, Durability};
+use crate::marks::{mark, planted};
+use crate::payload_id::PayloadId;
+use crate::residency::Held;
+use crate::stats::Flushed;
+use crate::types::{Lsn, PAGE, SegmentId};
+use std::rc::Rc;
+
+/// Bytes of batches that are being written at once, at most: enough to keep a device streaming, few
+/// enough that a small flush behind them waits milliseconds.
+const WRITING_BYTES_MAX: usize = 4 << 20;
+
+/// Written bytes that are synced without being asked: the dirty memory they hold is needed again.
+const UNSYNCED_BYTES_MAX: usize = 8 << 20;
+
+/// What the committer works on.
+#[derive(Default)]
+pub(super) struct Commit {
+    /// Flushes wait for this batch.
+    wanted: Option<Lsn>,
+    syncing: bool,
+    /// The timer that appends what has grown old is running.
+    aging: bool,
+    /// Why writes and flushes fail from now on.
+    pub(super) poison: Option<Error>,
+}
+
+impl State {
+    /// Whether the open batch may be closed and written: the device has room for it.
+    pub(super) fn may_close(&self) -> bool {
+        let (count, bytes) = self.tail.writing();
+        count == 0 || bytes + self.log.open_batch_pages() * PAGE <= WRITING_BYTES_MAX
+    }
+
+    /// Whether memory for one more batch is within the budget.
+    pub(super) fn may_begin_batch(&self, dirty_bytes_max: u64) -> bool {
+        // One batch may always be open, whatever the budget: without one nothing can move.
+        self.tail.is_empty() || self.tail.bytes() + 2 * self.log.batch_bytes() <= dirty_bytes_max
+    }
+
+    fn wanted(&self) -> Option<Lsn> {
+        self.commit
+            .wanted
+            .filter(|wanted| *wanted > self.tail.durable())
+    }
+
+    /// A flush waits for the open batch, and no durable write is under way to gather behind.
+    fn commit_now(&self) -> bool {
+        let waits = self
+            .wanted()
+            .is_some_and(|wanted| wanted >= self.log.next_lsn());
+        waits && self.log.has_open_batch() && !self.tail.writing_synced() && self.may_close()
+    }
+
+    /// Written batches should be synced now.
+    fn sync_now(&self, dirty_bytes_max: u64) -> bool {
+        let unsynced = self.tail.unsynced_bytes();
+        if self.commit.syncing || unsynced == 0 {
+            return false;
+        }
+        let wanted = self
+            .wanted()
+            .is_some_and(|wanted| !self.tail.writing_through(wanted));
+        let limit = UNSYNCED_BYTES_MAX.min(dirty_bytes_max as usize / 4);
+        wanted || unsynced >= limit || !self.may_begin_batch(dirty_bytes_max)
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Waits until every operation on the payload that was applied before is durable.
+    pub(super) async fn flush(&self, id: &PayloadId) -> Result<Flushed> {
+        let changed = self
+            .0
+            .state
+            .borrow()
+            .map
+            .find(id)
+            .map(|payload| payload.changed);
+        let lsn = changed.ok_or_else(Error::not_found)?;
+        self.durable(lsn).await?;
+        Ok(Flushed {
+            finalized: false,
+            lsn: lsn.0,
+        })
+    }
+
+    /// Waits until everything that was applied before is durable.
+    pub(super) async fn flush_all(&self) -> Result<()> {
+        let last = self.last_lsn();
+        self.durable(last).await
+    }
+
+    /// The last batch that holds anything, open or closed.
+    pub(super) fn last_lsn(&self) -> Lsn {
+        let state = self.0.state.borrow();
+        match state.log.has_open_batch() {
+            true => state.log.next_lsn(),
+            false => Lsn(state.log.next_lsn().0 - 1),
+        }
+    }
+
+    /// Waits until the log is durable up to `lsn`.
+    pub(super) async fn durable(&self, lsn: Lsn) -> Result<()> {
+        if planted("ack_before_sync") {
+            return Ok(());
+        }
+        {
+            let mut state = self.0.state.borrow_mut();
+            if state.tail.durable() >= lsn {
+                // What is durable stays so, but a poisoned shard can promise nothing.
+                return state.commit.poison.clone().map_or(Ok(()), Err);
+            }
+            state.commit.wanted = state.commit.wanted.max(Some(lsn));
+        }
+        self.0.commit_due.notify();
+        self.0
+            .committed
+            .until(|| {
+                let state = self.0.state.borrow();
+                let poison = state.commit.poison.clone().map(Err);
+                poison.or_else(|| (state.tail.durable() >= lsn).then_some(Ok(())))
+            })
+            .await
+    }
+
+    /// Starts the task that submits and syncs.
+    pub(super) fn spawn_committer(&self) {
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            let dirty_max = shard.0.params.dirty_bytes_max();
+            loop {
+                let due = || {
+                    let state = shard.0.state.borrow();
+                    let due = state.commit_now() || state.sync_now(dirty_max);
+                    (due && state.commit.poison.is_none()).then_some(())
+                };
+                shard.0.commit_due.until(due).await;
+                if shard.0.state.borrow().commit_now() {
+                    shard.close_batch();
+                }
+                if shard.0.state.borrow().sync_now(dirty_max) {
+                    shard.begin_sync();
+                }
+            }
+        });
+    }
+
+    /// Closes the open batch, if there is one, and starts writing it.
+    pub(super) fn close_batch(&self) {
+        let mut state = self.0.state.borrow_mut();
+        let state = &mut *state;
+        let Some(closed) = state.log.close_batch(state.tail.durable()) else {
+            return;
+        };
+        // A flush that waits for this batch gets it durable in one step if all before it are, too.
+        let wanted = state
+            .commit
+            .wanted
+            .is_some_and(|wanted| wanted >= closed.lsn);
+        let synced = wanted && state.tail.all_synced();
+        state.stats.batches += 1;
+        state.stats.device_syncs += u64::from(synced);
+        state.stats.device_written_bytes += closed.bytes.len() as u64;
+        state.space.note_commit(closed.bytes.len(), synced);
+        let held = state
+            .segments
+            .find(closed.segment)
+            .expect("the open segment is held")
+            .clone();
+        let job = (closed.page, closed.bytes.clone(), closed.lsn);
+        let charge = state.log.batch_bytes();
+        state.tail.push(closed, charge, synced);
+        let half_full =
+            u64::from(state.log.end().pages) * PAGE as u64 * 2 > self.0.params.segment_bytes();
+        let shard = self.clone();
+        self.0
+            .driver
+            .spawn(async move { shard.write_batch(held, job, synced).await });
+        if half_full {
+            self.make_ahead();
+        }
+    }
+
+    async fn write_batch(
+        &self,
+        held: Rc<Held>,
+        (page, bytes, lsn): (u32, bytes::Bytes, Lsn),
+        synced: bool,
+    ) {
+        let durability = if synced {
+            Durability::Synced
+        } else {
+            Durability::Visible
+        };
+        let offset = u64::from(page) * PAGE as u64;
+        let result = match self.0.files.open(held.file).await {
+            Ok(file) => file.write(offset, bytes, durability).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => {
+                let grew = self.0.state.borrow_mut().tail.written(lsn);
+                self.after_progress(grew);
+            }
+            Err(error) => self.poison("a write of the log", error),
+        }
+    }
+
+    fn begin_sync(&self) {
+        let (lsns, held) = {
+            let mut state = self.0.state.borrow_mut();
+            let (lsns, segments) = state.tail.to_sync();
+            state.commit.syncing = true;
+            state.stats.device_syncs += segments.len() as u64;
+            let find = |id: &SegmentId| state.segments.find(*id).expect("the tail is held").clone();
+            let held: Vec<Rc<Held>> = segments.iter().map(find).collect();
+            (lsns, held)
+        };
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            let result = shard.sync_files(&held).await;
+            shard.0.state.borrow_mut().commit.syncing = false;
+            match result {
+                Ok(()) => {
+                    let grew = shard.0.state.borrow_mut().tail.synced(&lsns);
+                    shard.after_progress(grew);
+                }
+                Err(error) => shard.poison("a sync of the log", error),
+            }
+        });
+    }
+
+    async fn sync_files(&self, held: &[Rc<Held>]) -> std::io::Result<()> {
+        for held in held {
+            let file = self.0.files.open(held.file).await?;
+            let result = file.sync().await;
+            if result.is_err() && planted("believe_retried_sync") {
+                return file.sync().await;
+            }
+            result?;
+        }
+        Ok(())
+    }
+
+    fn after_progress(&self, grew: bool) {
+        if grew {
+            self.0.committed.notify();
+        }
+        self.0.room.notify();
+        self.0.commit_due.notify();
+    }
+
+    /// Makes sure that what was just recorded does not stay in memory for long.
+    pub(super) fn start_aging(&self) {
+        if std::mem::replace(&mut self.0.state.borrow_mut().commit.aging, true) {
+            return;
+        }
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            loop {
+                let old = shard.last_lsn();
+                shard
+                    .0
+                    .driver
+                    .sleep(shard.0.params.config.flush_after)
+                    .await;
+                let mut state = shard.0.state.borrow_mut();
+                if state.tail.durable() >= old || state.commit.poison.is_some() {
+                    let idle = state.tail.is_empty() && !state.log.has_open_batch();
+                    state.commit.aging = !idle && state.commit.poison.is_none();
+                    if !state.commit.aging {
+                        return;
+                    }
+                    continue;
+                }
+                mark("aged batch appended");
+                state.commit.wanted = state.commit.wanted.max(Some(old));
+                drop(state);
+                shard.0.commit_due.notify();
+            }
+        });
+    }
+}

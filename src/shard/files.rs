@@ -1,0 +1,89 @@
+//! The segment files of one shard: names, and a bounded set of open handles.
+//!
+//! Invariant: a handle that was given out stays valid for as long as its holder keeps it, whatever
+//! the set forgets.
+
+use super::Params;
+use crate::io::{Driver, OpenMode};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+
+/// Handles kept open per shard. The usual limit of a process is 1,024 descriptors.
+const OPEN_MAX: usize = 128;
+
+/// Name of the file that holds segments, by number.
+pub(super) fn segment_name(file: u64) -> String {
+    format!("seg-{file:08x}")
+}
+
+/// The number in a segment file's name.
+pub(super) fn parse_segment_name(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("seg-")?;
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    (segment_name(number) == name).then_some(number)
+}
+
+/// Opens files, and keeps some of them open.
+pub(super) struct Files<D: Driver> {
+    driver: D,
+    params: Params,
+    open: RefCell<Open<D::File>>,
+}
+
+struct Open<F> {
+    by_number: BTreeMap<u64, F>,
+    oldest: VecDeque<u64>,
+}
+
+impl<D: Driver> Files<D> {
+    pub(super) fn new(driver: D, params: Params) -> Files<D> {
+        let open = Open {
+            by_number: BTreeMap::new(),
+            oldest: VecDeque::new(),
+        };
+        Files {
+            driver,
+            params,
+            open: RefCell::new(open),
+        }
+    }
+
+    pub(super) fn path(&self, file: u64) -> String {
+        self.params.path(&segment_name(file))
+    }
+
+    /// A handle of an existing file.
+    pub(super) async fn open(&self, number: u64) -> io::Result<D::File> {
+        if let Some(file) = self.open.borrow().by_number.get(&number) {
+            return Ok(file.clone());
+        }
+        let file = self
+            .driver
+            .open(&self.path(number), OpenMode::Existing)
+            .await?;
+        self.keep(number, file.clone());
+        Ok(file)
+    }
+
+    /// Keeps a handle for later.
+    pub(super) fn keep(&self, number: u64, file: D::File) {
+        let mut open = self.open.borrow_mut();
+        if open.by_number.insert(number, file).is_none() {
+            open.oldest.push_back(number);
+        }
+        while open.by_number.len() > OPEN_MAX {
+            let Some(oldest) = open.oldest.pop_front() else {
+                return;
+            };
+            open.by_number.remove(&oldest);
+        }
+    }
+
+    /// Closes a file that is about to be removed.
+    pub(super) fn forget(&self, number: u64) {
+        let mut open = self.open.borrow_mut();
+        open.by_number.remove(&number);
+        open.oldest.retain(|kept| *kept != number);
+    }
+}

@@ -1,0 +1,182 @@
+//! What is asked about payloads and about the shard, without reading a byte of data.
+
+use super::Shard;
+use crate::error::{Error, Result};
+use crate::io::Driver;
+use crate::log::checkpoint::CHECKPOINT_BYTES_MIN;
+use crate::map::{Found, Map, Payload};
+use crate::payload_id::PayloadId;
+use crate::stats::{Extent, ExtentKind, Health, HealthStatus, Stats};
+use crate::types::{Location, PAYLOAD_BYTES_MAX, PayloadNo};
+
+/// Payloads that are counted for `stats` between two looks at other work.
+const PAYLOADS_PER_STEP: usize = 256;
+
+impl<D: Driver> Shard<D> {
+    pub(super) fn size(&self, id: &PayloadId) -> Result<u64> {
+        let state = self.0.state.borrow();
+        state
+            .map
+            .find(id)
+            .map(|payload| payload.size)
+            .ok_or_else(Error::not_found)
+    }
+
+    /// Names of payloads that live here, in order.
+    pub(super) fn list(&self, after: Option<&PayloadId>, limit: usize) -> Vec<PayloadId> {
+        let state = self.0.state.borrow();
+        let here = |id: &&PayloadId| self.0.params.routes.shard_of(id) == self.0.params.shard;
+        state
+            .map
+            .names_after(after)
+            .filter(here)
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    /// Data and holes of a range, up to the payload's size.
+    pub(super) fn extents(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let state = self.0.state.borrow();
+        let payload = state.map.find(id).ok_or_else(Error::not_found)?;
+        let len = len.min(payload.size.saturating_sub(offset));
+        let mut extents: Vec<Extent> = Vec::new();
+        for piece in Map::pieces(payload, offset, len) {
+            let kind = match piece.found {
+                Found::At(at) => self.kind_of(at, &state),
+                Found::Zero | Found::Absent => ExtentKind::Hole,
+            };
+            match extents.last_mut() {
+                Some(last) if last.kind == kind => last.len += piece.len,
+                _ => extents.push(Extent {
+                    offset: piece.offset,
+                    len: piece.len,
+                    kind,
+                }),
+            }
+        }
+        Ok(extents)
+    }
+
+    fn kind_of(&self, at: Location, state: &super::State) -> ExtentKind {
+        let in_memory = state.log.read_open(at, 1).is_some() || state.tail.read(at, 1).is_some();
+        if in_memory {
+            ExtentKind::Dirty
+        } else {
+            ExtentKind::Local
+        }
+    }
+
+    /// The shard's figures. Blocks are counted payload by payload, between other work.
+    pub(super) async fn stats(&self) -> Stats {
+        let mut stats = self.0.state.borrow().stats.clone();
+        let mut next = Some(PayloadNo(0));
+        while let Some(from) = next {
+            {
+                let state = self.0.state.borrow();
+                next = None;
+                for (count, (number, payload)) in state.map.payloads_from(from).enumerate() {
+                    if count == PAYLOADS_PER_STEP {
+                        next = Some(number);
+                        break;
+                    }
+                    self.count_blocks(payload, &state, &mut stats);
+                }
+            }
+            self.yield_now().await;
+        }
+        self.count_shard(&mut stats);
+        stats
+    }
+
+    fn count_blocks(&self, payload: &Payload, state: &super::State, stats: &mut Stats) {
+        let block_bytes = self.0.params.config.block_bytes;
+        let mut current: Option<(u64, bool)> = None;
+        let mut count = |block: Option<(u64, bool)>| {
+            if let Some((_, dirty)) = block {
+                stats.blocks_total += 1;
+                stats.blocks_dirty += u64::from(dirty);
+                stats.blocks_local += u64::from(!dirty);
+            }
+        };
+        for piece in Map::pieces(payload, 0, PAYLOAD_BYTES_MAX) {
+            let Found::At(at) = piece.found else { continue };
+            let dirty = self.kind_of(at, state) == ExtentKind::Dirty;
+            let last = (piece.offset + piece.len - 1) / block_bytes;
+            for block in piece.offset / block_bytes..=last {
+                match &mut current {
+                    Some((number, was_dirty)) if *number == block => *was_dirty |= dirty,
+                    _ => count(current.replace((block, dirty))),
+                }
+            }
+        }
+        count(current);
+        stats.used_size += payload.size;
+    }
+
+    fn count_shard(&self, stats: &mut Stats) {
+        let state = self.0.state.borrow();
+        let params = &self.0.params;
+        let config = &params.config;
+        let share = |bytes: u64| bytes / params.shards as u64;
+        let files = state.segments.files() + usize::from(state.space.has_spare());
+        let segments = files as u64 * params.segment_bytes();
+        stats.file_count = state.map.len() as u64;
+        stats.content_count = stats.file_count;
+        stats.local_disk_used =
+            segments + state.upkeep.checkpoint_bytes().max(CHECKPOINT_BYTES_MIN);
+        stats.local_disk_max = share(config.local_bytes_max.unwrap_or(0));
+        stats.local_mem_used =
+            state.tail.bytes() + u64::from(state.log.has_open_batch()) * state.log.batch_bytes();
+        stats.local_mem_max = share(config.dirty_bytes_max);
+        stats.read_buffer_max = share(config.read_buffer_bytes);
+        stats.total_size = stats.local_disk_max;
+        stats.available_size = stats.total_size.saturating_sub(stats.local_disk_used);
+        stats.driver = self.0.driver.name().to_owned();
+        stats.shards = 1;
+        stats.live_bytes = state.map.live.total();
+        stats.segments = state.segments.len() as u64;
+        stats.segments_free =
+            state.segments.files_free() as u64 + u64::from(state.space.has_spare());
+        stats.extents = state.map.live.extents();
+        stats.map_bytes = state.map.live.extents() * size_of::<crate::map::extent::Mapped>() as u64;
+        stats.stalled_writers = state.space.stalled() as u64;
+        stats.shards_poisoned = u64::from(state.commit.poison.is_some());
+    }
+
+    pub(super) fn health(&self) -> Health {
+        let state = self.0.state.borrow();
+        let mut reasons = Vec::new();
+        let mut local = HealthStatus::Healthy;
+        if state.stats.batches_lost > 0 || state.stats.checksum_failures > 0 {
+            local = HealthStatus::Degraded;
+            reasons.push(format!(
+                "bytes failed their checksum, run verify: shard={} pages={} batches={}",
+                self.0.params.shard.0, state.stats.checksum_failures, state.stats.batches_lost
+            ));
+        }
+        if let Some(poison) = &state.commit.poison {
+            local = HealthStatus::Unhealthy;
+            reasons.push(poison.to_string());
+        }
+        Health {
+            status: local,
+            local,
+            remote: None,
+            reasons,
+        }
+    }
+
+    /// Lets everything else that is ready run.
+    pub(super) async fn yield_now(&self) {
+        let mut yielded = false;
+        std::future::poll_fn(|context| match std::mem::replace(&mut yielded, true) {
+            true => std::task::Poll::Ready(()),
+            false => {
+                context.waker().wake_by_ref();
+                std::task::Poll::Pending
+            }
+        })
+        .await;
+    }
+}

@@ -1,0 +1,451 @@
+//! A shard: one thread, one ring, a slice of the payloads, and nothing shared but its mailbox.
+//!
+//! This file is the loop and what all flows stand on; each flow has a file of its own. State is in
+//! [`State`], sync and pure of I/O; flows borrow it between awaits, never across one.
+//!
+//! Invariants:
+//! 1. A mutation is placed in the log and applied to the map in one step, without an await between.
+//! 2. A shard executes an operation on a payload only while `routes` says that it is the owner.
+//! 3. Requests that are being worked on are bounded; beyond that the mailbox fills and callers wait.
+
+pub(crate) mod mailbox;
+pub(crate) mod request;
+pub(crate) mod slot;
+
+mod checkpoint;
+mod clean;
+mod commit;
+mod files;
+mod meta;
+mod read;
+mod recover;
+mod signal;
+mod space;
+mod tail;
+mod verify;
+mod write;
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Driver;
+use crate::log::checksum::StoreId;
+use crate::log::writer::Log;
+use crate::map::Map;
+use crate::payload_id::PayloadId;
+use crate::residency::Segments;
+use crate::stats::{Latencies, Op, Stats};
+use crate::types::{Epoch, Generation, Nanos, PAGE, ShardId};
+use files::Files;
+use mailbox::Receiver;
+use mailbox::Sender;
+use request::{Request, Work};
+use signal::Signal;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tail::Tail;
+
+pub(crate) use recover::Claim;
+pub(crate) use request::{Answer, Control, Routes};
+
+/// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a device
+/// busy many times over; small enough that a burst is pushed back to its callers.
+pub(crate) const REQUESTS_MAX: usize = 1024;
+
+/// Pauses of the loop longer than this are counted as stalls.
+const STALL: Duration = Duration::from_millis(1);
+
+/// What came of closing a shard, for those who ask when it is gone.
+pub(crate) type Outcome = Arc<OnceLock<Result<()>>>;
+
+/// What a shard is told about itself.
+#[derive(Clone)]
+pub(crate) struct Params {
+    pub(crate) store: StoreId,
+    pub(crate) shard: ShardId,
+    pub(crate) shards: usize,
+    pub(crate) epoch: Epoch,
+    pub(crate) config: Config,
+    pub(crate) routes: Arc<Routes>,
+}
+
+impl Params {
+    /// The shard's directory, beneath the store's.
+    pub(crate) fn dir(&self) -> String {
+        format!("shard-{:04}", self.shard.0)
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.dir())
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        self.config.segment_bytes
+    }
+
+    fn dirty_bytes_max(&self) -> u64 {
+        self.config.dirty_bytes_max / self.shards as u64
+    }
+
+    /// Segment files that this shard may have, the last of which is a reserve.
+    fn files_max(&self) -> usize {
+        match self.config.local_bytes_max {
+            None => usize::MAX,
+            Some(bytes) => (bytes / self.shards as u64 / self.segment_bytes()) as usize,
+        }
+    }
+}
+
+/// What the shard knows. Changed between awaits only.
+struct State {
+    map: Map,
+    log: Log,
+    tail: Tail,
+    segments: Segments,
+    commit: commit::Commit,
+    space: space::Space,
+    upkeep: checkpoint::Upkeep,
+    stats: Stats,
+    latencies: Latencies,
+    /// Payloads that are being moved to another shard; operations on them wait.
+    moving: BTreeSet<PayloadId>,
+    /// Payloads that changes are under way on, and how many; a move waits for them.
+    changing: BTreeMap<PayloadId, usize>,
+    closing: bool,
+}
+
+struct Inner<D: Driver> {
+    driver: D,
+    params: Params,
+    state: RefCell<State>,
+    files: Files<D>,
+    /// Durability moved on, or the shard was poisoned.
+    committed: Signal,
+    /// There may be room: a batch left the tail, a file was made or freed, a limit was lifted.
+    room: Signal,
+    /// The committer has something to look at.
+    commit_due: Signal,
+    /// The upkeep task has something to look at.
+    upkeep_due: Signal,
+    /// A request was finished, or a payload stopped moving.
+    finished: Signal,
+    /// How to ask the other shards, by number.
+    peers: Vec<Sender<Control>>,
+    working: Cell<usize>,
+}
+
+/// A shard; clones share it, on one thread.
+pub(crate) struct Shard<D: Driver>(Rc<Inner<D>>);
+
+impl<D: Driver> Clone for Shard<D> {
+    fn clone(&self) -> Shard<D> {
+        Shard(self.0.clone())
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Serves requests until the store is closed or its last handle is gone.
+    pub(crate) async fn serve(
+        self,
+        mut mailbox: Receiver<Request>,
+        control: Receiver<Control>,
+        outcome: Outcome,
+    ) {
+        self.spawn_upkeep();
+        self.spawn_committer();
+        self.0.driver.spawn(self.clone().serve_control(control));
+        let mut batch = VecDeque::new();
+        let mut closing = None;
+        while closing.is_none() {
+            let free = || (self.0.working.get() < REQUESTS_MAX).then_some(());
+            self.0.finished.until(free).await;
+            if !mailbox.drain(&mut batch).await {
+                return;
+            }
+            let began = self.now();
+            for request in batch.drain(..) {
+                match request.work {
+                    Work::Close(reply) => closing = Some(reply),
+                    _ => self.start(request),
+                }
+            }
+            if self.now().since(began) > STALL {
+                self.0.state.borrow_mut().stats.shard_stalls += 1;
+            }
+        }
+        if let Some(reply) = closing {
+            let idle = || (self.0.working.get() == 0).then_some(());
+            self.0.finished.until(idle).await;
+            let closing = within(
+                &self.0.driver,
+                self.0.params.config.close_timeout,
+                self.close(),
+            );
+            let result = closing.await.unwrap_or_else(|| Err(self.close_timed_out()));
+            // The mailbox goes first: whoever sees the answer finds the store closed.
+            let result = outcome.get_or_init(|| result).clone();
+            drop(mailbox);
+            reply.send(result);
+        }
+    }
+
+    /// Begins a request: at once where nothing has to be waited for, else as a task of its own.
+    fn start(&self, request: Request) {
+        self.0.working.set(self.0.working.get() + 1);
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            shard.work(request).await;
+            shard.0.working.set(shard.0.working.get() - 1);
+            shard.0.finished.notify();
+        });
+    }
+
+    async fn work(&self, Request { at, work }: Request) {
+        match work {
+            Work::Read {
+                id,
+                offset,
+                len,
+                reply,
+            } => {
+                reply.send(
+                    self.owned(&id, at, Op::ReadLocal, || self.read(&id, offset, len))
+                        .await,
+                );
+            }
+            Work::ReadLayer {
+                id,
+                offset,
+                len,
+                reply,
+            } => {
+                let flow = || self.read_layer(&id, offset, len);
+                reply.send(self.owned(&id, at, Op::CowRead, flow).await);
+            }
+            Work::Write {
+                id,
+                offset,
+                data,
+                reply,
+            } => {
+                let flow = || self.write(&id, offset, &data);
+                reply.send(self.owned(&id, at, Op::Write, flow).await);
+            }
+            Work::Punch {
+                id,
+                offset,
+                len,
+                reply,
+            } => {
+                let flow = || self.punch(&id, offset, len);
+                reply.send(self.owned(&id, at, Op::Punch, flow).await);
+            }
+            Work::Truncate { id, size, reply } => {
+                let flow = || self.truncate(&id, size);
+                reply.send(self.owned(&id, at, Op::Truncate, flow).await);
+            }
+            Work::Delete { id, reply } => {
+                reply.send(self.owned(&id, at, Op::Delete, || self.delete(&id)).await);
+            }
+            Work::Copy {
+                source,
+                target,
+                reply,
+            } => {
+                let result = self.copy(&source, &target).await;
+                self.note(Op::Copy, at);
+                reply.send(result);
+            }
+            Work::Flush { id, reply } => {
+                reply.send(self.owned(&id, at, Op::Flush, || self.flush(&id)).await);
+            }
+            Work::FlushAll(reply) => reply.send(self.flush_all().await),
+            Work::Size { id, reply } => {
+                reply.send(self.owned(&id, at, Op::Meta, async || self.size(&id)).await);
+            }
+            Work::Extents {
+                id,
+                offset,
+                len,
+                reply,
+            } => {
+                let flow = async || self.extents(&id, offset, len);
+                reply.send(self.owned(&id, at, Op::Meta, flow).await);
+            }
+            Work::List {
+                after,
+                limit,
+                reply,
+            } => reply.send(Ok(self.list(after.as_ref(), limit))),
+            Work::Stats(reply) => reply.send(Ok(self.stats().await)),
+            Work::Latency(reply) => {
+                reply.send(Ok(self.0.state.borrow().latencies.snapshot()));
+            }
+            Work::Health(reply) => reply.send(Ok(self.health())),
+            Work::Verify(reply) => reply.send(self.verify().await),
+            Work::Close(_) => unreachable!("`serve` takes it"),
+        }
+    }
+
+    /// Serves what other shards ask, for as long as there is anybody to ask.
+    async fn serve_control(self, mut mailbox: Receiver<Control>) {
+        let mut batch = VecDeque::new();
+        while mailbox.drain(&mut batch).await {
+            for control in batch.drain(..) {
+                let shard = self.clone();
+                self.0.driver.spawn(async move {
+                    match control {
+                        Control::Hold { id, reply } => reply.send(shard.hold(&id).await),
+                        Control::Release { id, moved, reply } => {
+                            reply.send(shard.release(&id, moved).await);
+                        }
+                        Control::Settle { claims, reply } => {
+                            reply.send(shard.settle_claims(&claims).await);
+                        }
+                        Control::Disown { ids, reply } => reply.send(shard.disown(&ids).await),
+                    }
+                });
+            }
+        }
+    }
+
+    /// Runs an operation if the payload lives here now, and notes how long it took.
+    async fn owned<T, F: Future<Output = Result<T>>>(
+        &self,
+        id: &PayloadId,
+        at: Nanos,
+        op: Op,
+        flow: impl FnOnce() -> F,
+    ) -> Result<Answer<T>> {
+        let Some(_changing) = self.claim(id).await else {
+            return Ok(Answer::Elsewhere);
+        };
+        let result = flow().await;
+        self.note(op, at);
+        result.map(Answer::Done)
+    }
+
+    fn note(&self, op: Op, at: Nanos) {
+        let now = self.now();
+        self.0.state.borrow_mut().latencies.record(op, at, now);
+    }
+
+    /// Waits until the payload is not being moved, and keeps it from being moved while the result
+    /// lives. `None`: it lives on another shard.
+    async fn claim(&self, id: &PayloadId) -> Option<Changing<D>> {
+        let settled = || (!self.0.state.borrow().moving.contains(id)).then_some(());
+        self.0.finished.until(settled).await;
+        if self.0.params.routes.shard_of(id) != self.0.params.shard {
+            return None;
+        }
+        // A store with one shard moves nothing, and pays nothing for it.
+        let id = (self.0.params.shards > 1).then(|| id.clone());
+        if let Some(id) = &id {
+            *self
+                .0
+                .state
+                .borrow_mut()
+                .changing
+                .entry(id.clone())
+                .or_insert(0) += 1;
+        }
+        Some(Changing {
+            id,
+            shard: self.clone(),
+        })
+    }
+
+    fn now(&self) -> Nanos {
+        self.0.driver.now()
+    }
+
+    fn next_generation(&self) -> Generation {
+        self.0.params.routes.next_generation()
+    }
+
+    /// Persists everything, so that the next opening replays nothing.
+    async fn close(&self) -> Result<()> {
+        self.0.state.borrow_mut().closing = true;
+        self.flush_all().await?;
+        self.checkpoint().await
+    }
+
+    fn close_timed_out(&self) -> Error {
+        let timeout = self.0.params.config.close_timeout;
+        let message =
+            format!("not everything could be persisted in {timeout:?}, raise close_timeout");
+        Error::new(ErrorKind::Poisoned, message)
+    }
+
+    /// What writes and flushes say once a device write or sync has failed.
+    fn check_poison(&self) -> Result<()> {
+        match &self.0.state.borrow().commit.poison {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// A device write or sync failed: writes and flushes fail from now on, reads go on.
+    fn poison(&self, what: &str, error: std::io::Error) {
+        let message = format!(
+            "{what} failed, check the disk and reopen: shard={}",
+            self.0.params.shard.0
+        );
+        tracing::error!(shard = self.0.params.shard.0, %error, "{what} failed");
+        let error = Error::with_source(ErrorKind::Poisoned, message, error);
+        self.0.state.borrow_mut().commit.poison.get_or_insert(error);
+        self.0.committed.notify();
+        self.0.room.notify();
+        self.0.upkeep_due.notify();
+    }
+}
+
+/// Keeps a payload on its shard.
+struct Changing<D: Driver> {
+    id: Option<PayloadId>,
+    shard: Shard<D>,
+}
+
+impl<D: Driver> Drop for Changing<D> {
+    fn drop(&mut self) {
+        let Some(id) = &self.id else { return };
+        let mut state = self.shard.0.state.borrow_mut();
+        let count = state
+            .changing
+            .get_mut(id)
+            .expect("counted when it was claimed");
+        *count -= 1;
+        if *count == 0 {
+            state.changing.remove(id);
+        }
+        drop(state);
+        self.shard.0.finished.notify();
+    }
+}
+
+/// Resolves to `None` if `span` passes first.
+async fn within<D: Driver, T>(
+    driver: &D,
+    span: Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    let mut timer = std::pin::pin!(driver.sleep(span));
+    std::future::poll_fn(|context| {
+        use std::task::Poll;
+        if let Poll::Ready(value) = future.as_mut().poll(context) {
+            return Poll::Ready(Some(value));
+        }
+        timer.as_mut().poll(context).map(|()| None)
+    })
+    .await
+}
+
+/// Pages that a range of bytes touches: the first, and how many.
+fn pages_of(offset: u32, len: u32) -> (u32, u32) {
+    let first = offset / PAGE as u32;
+    let end = (u64::from(offset) + u64::from(len)).div_ceil(PAGE as u64) as u32;
+    (first, end - first)
+}

@@ -1,0 +1,270 @@
+//! Reads: a plan from the map, then bytes from memory and from the device, checked.
+//!
+//! Invariants:
+//! 1. The plan is made in one step, so a read sees one state of the map. Bytes in memory are taken in
+//!    that step; segments to be read are held, so that their files are not used again meanwhile.
+//! 2. Every page from the device is compared with its sum before a byte of it is handed out.
+
+use super::request::{Layer, LayerPart, zeros};
+use super::{Shard, State, pages_of};
+use crate::chunks::Chunks;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Driver, DriverFile};
+use crate::log::segment::Footer;
+use crate::map::{Found, Map};
+use crate::marks::{mark, planted};
+use crate::payload_id::PayloadId;
+use crate::residency::Held;
+use crate::types::{Location, PAGE, page_ceil};
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::rc::Rc;
+
+/// Bytes that one device read asks for at most: the largest request that devices take whole.
+const DEVICE_READ_MAX: u32 = 1 << 20;
+
+/// Device reads of one request in flight at once.
+const READS_MAX: usize = 64;
+
+/// Longest footer that is believed: what describes the largest segment, filled with the smallest batches.
+const FOOTER_BYTES_MAX: usize = 512 << 20;
+
+/// Where a part of a read comes from.
+pub(super) enum Source {
+    Zeros(u64),
+    Absent(u64, u64),
+    Memory(Bytes),
+    Device(DevicePart),
+}
+
+/// Bytes in a segment on the device.
+pub(super) struct DevicePart {
+    pub(super) held: Rc<Held>,
+    pub(super) at: Location,
+    pub(super) len: u32,
+    /// The sums of its pages, if they are at hand.
+    sums: Option<Vec<u32>>,
+}
+
+impl State {
+    /// Where `[offset, offset + len)` of a payload comes from, by parts.
+    fn sources(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Vec<Source>> {
+        let payload = self.map.find(id).ok_or_else(Error::not_found)?;
+        let mut sources = Vec::new();
+        for piece in Map::pieces(payload, offset, len) {
+            match piece.found {
+                Found::Zero => sources.push(Source::Zeros(piece.len)),
+                Found::Absent => sources.push(Source::Absent(piece.offset, piece.len)),
+                Found::At(at) => self.located(at, piece.len as u32, &mut sources)?,
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Where the bytes at a place come from: memory, or device reads of bounded size.
+    pub(super) fn located(&self, at: Location, len: u32, out: &mut Vec<Source>) -> Result<()> {
+        if let Some(bytes) = self
+            .log
+            .read_open(at, len)
+            .or_else(|| self.tail.read(at, len))
+        {
+            out.push(Source::Memory(bytes));
+            return Ok(());
+        }
+        let lost = || {
+            Error::corrupt(format!(
+                "the segment of these bytes is missing: segment={} len={len}",
+                at.segment().0
+            ))
+        };
+        let held = match self.segments.find(at.segment()) {
+            Some(held) => held,
+            None if planted("zeros_for_missing") => {
+                out.push(Source::Zeros(u64::from(len)));
+                return Ok(());
+            }
+            None => return Err(lost()),
+        };
+        let mut done = 0;
+        while done < len {
+            let at = at.advance(done);
+            let to_boundary = DEVICE_READ_MAX - at.offset() % PAGE as u32;
+            let part = to_boundary.min(len - done);
+            let (first, count) = pages_of(at.offset(), part);
+            let range = first as usize..(first + count) as usize;
+            let sums = match held.is_sealed() {
+                true => held
+                    .sums()
+                    .and_then(|sums| sums.get(range).map(<[u32]>::to_vec)),
+                false => self.log.open_sums().get(range).map(<[u32]>::to_vec),
+            };
+            out.push(Source::Device(DevicePart {
+                held: held.clone(),
+                at,
+                len: part,
+                sums,
+            }));
+            done += part;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// The bytes of `[offset, min(offset + len, size))`.
+    pub(super) async fn read(&self, id: &PayloadId, offset: u64, len: usize) -> Result<Chunks> {
+        let sources = {
+            let state = self.0.state.borrow();
+            let size = state.map.find(id).ok_or_else(Error::not_found)?.size;
+            let len = (len as u64).min(size.saturating_sub(offset));
+            state.sources(id, offset, len)?
+        };
+        let parts = self.gather(sources).await?;
+        let mut chunks = Chunks::new();
+        for part in parts {
+            match part {
+                LayerPart::Bytes(bytes) => chunks.push(bytes),
+                LayerPart::Absent(_, len) => zeros(len).for_each(|zeros| chunks.push(zeros)),
+            }
+        }
+        self.0.state.borrow_mut().stats.read_bytes += chunks.len() as u64;
+        Ok(chunks)
+    }
+
+    /// What this payload alone says of a range, for a copy-on-write read.
+    pub(super) async fn read_layer(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Layer> {
+        let (size, cut, sources) = {
+            let state = self.0.state.borrow();
+            let Some(payload) = state.map.find(id) else {
+                let parts = vec![LayerPart::Absent(offset, len)];
+                return Ok(Layer {
+                    size: None,
+                    cut: u64::MAX,
+                    parts,
+                });
+            };
+            (payload.size, payload.cut, state.sources(id, offset, len)?)
+        };
+        let parts = self.gather(sources).await?;
+        Ok(Layer {
+            size: Some(size),
+            cut,
+            parts,
+        })
+    }
+
+    /// Reads what has to be read, all of it at once, and puts the parts in order.
+    async fn gather(&self, sources: Vec<Source>) -> Result<Vec<LayerPart>> {
+        let mut parts: Vec<LayerPart> = Vec::with_capacity(sources.len());
+        let mut from_device = Vec::new();
+        for source in sources {
+            match source {
+                Source::Zeros(len) => parts.extend(zeros(len).map(LayerPart::Bytes)),
+                Source::Absent(offset, len) => parts.push(LayerPart::Absent(offset, len)),
+                Source::Memory(bytes) => parts.push(LayerPart::Bytes(bytes)),
+                Source::Device(part) => {
+                    from_device.push((parts.len(), part));
+                    parts.push(LayerPart::Bytes(Bytes::new()));
+                }
+            }
+        }
+        if let [(index, _)] = from_device[..] {
+            let (_, part) = from_device.pop().expect("it has one");
+            parts[index] = LayerPart::Bytes(self.read_device(part).await?);
+            return Ok(parts);
+        }
+        let mut waiting = from_device.into_iter();
+        let mut reads = FuturesUnordered::new();
+        let begin = |(index, part)| async move { (index, self.read_device(part).await) };
+        reads.extend(waiting.by_ref().take(READS_MAX).map(begin));
+        while let Some((index, result)) = reads.next().await {
+            parts[index] = LayerPart::Bytes(result?);
+            reads.extend(waiting.next().map(begin));
+        }
+        Ok(parts)
+    }
+
+    /// Reads and checks one part.
+    pub(super) async fn read_device(&self, part: DevicePart) -> Result<Bytes> {
+        let (first, count) = pages_of(part.at.offset(), part.len);
+        let sums = match part.sums {
+            Some(sums) => sums,
+            None => {
+                let all = self.load_sums(&part.held).await?;
+                let range = first as usize..(first + count) as usize;
+                let sums = all
+                    .get(range)
+                    .ok_or_else(|| part_error("lies behind", &part.held))?;
+                sums.to_vec()
+            }
+        };
+        let buf = self.read_pages(&part.held, first, count).await?;
+        for ((page, sum), index) in buf.chunks_exact(PAGE).zip(&sums).zip(first..) {
+            if part.held.identity.sum(index, page) != *sum && !planted("skip_page_checksum") {
+                mark("page failed its checksum");
+                self.0.state.borrow_mut().stats.checksum_failures += 1;
+                return Err(part_error("failed their checksum in", &part.held));
+            }
+        }
+        let start = part.at.offset() as usize - first as usize * PAGE;
+        Ok(buf.freeze().slice(start..start + part.len as usize))
+    }
+
+    async fn read_pages(
+        &self,
+        held: &Held,
+        first: u32,
+        count: u32,
+    ) -> Result<crate::buf::AlignedBuf> {
+        let buf = self.0.driver.pool().take(count as usize * PAGE);
+        let result = match self.0.files.open(held.file).await {
+            Ok(file) => file.read(u64::from(first) * PAGE as u64, buf).await,
+            Err(error) => Err(error),
+        };
+        self.0.state.borrow_mut().stats.device_read_bytes += u64::from(count) * PAGE as u64;
+        result.map_err(|error| {
+            let message = format!("bytes cannot be read from segment={}", held.id.0);
+            Error::with_source(ErrorKind::Corrupt, message, error)
+        })
+    }
+
+    /// The sums of a sealed segment, from its footer.
+    async fn load_sums(&self, held: &Rc<Held>) -> Result<Rc<[u32]>> {
+        if let Some(sums) = held.sums() {
+            return Ok(sums);
+        }
+        let footer = self.read_footer(held).await?;
+        let sums: Rc<[u32]> = footer.sums.into();
+        self.0
+            .state
+            .borrow_mut()
+            .segments
+            .keep_sums(held, sums.clone());
+        Ok(sums)
+    }
+
+    /// A sealed segment's footer, checked.
+    pub(super) async fn read_footer(&self, held: &Held) -> Result<Footer> {
+        let page = held.pages.get();
+        let first = self.read_pages(held, page, 1).await?;
+        let bad = || part_error("have no readable footer in", held);
+        let len = Footer::announced_len(&first).filter(|len| *len <= FOOTER_BYTES_MAX);
+        let len = page_ceil(len.ok_or_else(bad)?);
+        let segment_bytes = self.0.params.segment_bytes() as usize;
+        if page as usize * PAGE + len > segment_bytes {
+            return Err(bad());
+        }
+        let whole = match len > PAGE {
+            true => self.read_pages(held, page, (len / PAGE) as u32).await?,
+            false => first,
+        };
+        Footer::parse(held.identity, page, &whole).map_err(|_| bad())
+    }
+}
+
+fn part_error(what: &str, held: &Held) -> Error {
+    Error::corrupt(format!(
+        "bytes {what} segment={} file={}",
+        held.id.0, held.file
+    ))
+}

@@ -1,0 +1,210 @@
+//! What a handle asks of a shard, and the table that says which shard to ask.
+
+use super::Claim;
+use super::slot::Reply;
+use crate::chunks::Chunks;
+use crate::error::Result;
+use crate::payload_id::PayloadId;
+use crate::stats::{Extent, Flushed, Health, LatencySnapshot, Stats, VerifyReport};
+use crate::types::{Generation, Nanos, ShardId};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
+
+/// The answer to an operation on one payload.
+pub(crate) enum Answer<T> {
+    Done(T),
+    /// The payload lives on another shard now: look it up and ask there.
+    Elsewhere,
+}
+
+/// Answers an operation on one payload.
+pub(crate) type Answers<T> = Reply<Result<Answer<T>>>;
+
+/// One layer of a copy-on-write read.
+pub(crate) struct Layer {
+    /// Size of the payload; `None`: it does not exist.
+    pub(crate) size: Option<u64>,
+    /// Below this, what the layer lacks may be looked up in the source.
+    pub(crate) cut: u64,
+    /// The range's parts in order: bytes, or how many this layer never held.
+    pub(crate) parts: Vec<LayerPart>,
+}
+
+/// A part of a [`Layer`].
+pub(crate) enum LayerPart {
+    Bytes(Bytes),
+    /// Never written here: offset and length.
+    Absent(u64, u64),
+}
+
+/// A request, with the time at which its caller made it.
+pub(crate) struct Request {
+    pub(crate) at: Nanos,
+    pub(crate) work: Work,
+}
+
+/// Everything that can be asked of a shard.
+pub(crate) enum Work {
+    Read {
+        id: PayloadId,
+        offset: u64,
+        len: usize,
+        reply: Answers<Chunks>,
+    },
+    ReadLayer {
+        id: PayloadId,
+        offset: u64,
+        len: u64,
+        reply: Answers<Layer>,
+    },
+    Write {
+        id: PayloadId,
+        offset: u64,
+        data: Bytes,
+        reply: Answers<()>,
+    },
+    Punch {
+        id: PayloadId,
+        offset: u64,
+        len: u64,
+        reply: Answers<()>,
+    },
+    Truncate {
+        id: PayloadId,
+        size: u64,
+        reply: Answers<()>,
+    },
+    Delete {
+        id: PayloadId,
+        reply: Answers<()>,
+    },
+    Copy {
+        source: PayloadId,
+        target: PayloadId,
+        reply: Answers<u64>,
+    },
+    Flush {
+        id: PayloadId,
+        reply: Answers<Flushed>,
+    },
+    FlushAll(Reply<Result<()>>),
+    Size {
+        id: PayloadId,
+        reply: Answers<u64>,
+    },
+    Extents {
+        id: PayloadId,
+        offset: u64,
+        len: u64,
+        reply: Answers<Vec<Extent>>,
+    },
+    List {
+        after: Option<PayloadId>,
+        limit: usize,
+        reply: Reply<Result<Vec<PayloadId>>>,
+    },
+    Stats(Reply<Result<Stats>>),
+    Latency(Reply<Result<LatencySnapshot>>),
+    Health(Reply<Result<Health>>),
+    Verify(Reply<Result<VerifyReport>>),
+    Close(Reply<Result<()>>),
+}
+
+/// What shards ask of each other, and the opening asks of them. Nothing of it waits for another shard,
+/// so it cannot deadlock; it has a mailbox of its own, so that it is never behind what does.
+pub(crate) enum Control {
+    /// First step of a move: from the answer on, operations on the payload wait. Says if it exists.
+    Hold { id: PayloadId, reply: Answers<bool> },
+    /// Last step: the old payload is deleted and the route changed, or everything stays (`None`).
+    Release {
+        id: PayloadId,
+        moved: Option<ShardId>,
+        reply: Reply<Result<()>>,
+    },
+    /// At opening: these payloads are claimed by other shards. Answers which of the claims win.
+    Settle {
+        claims: Vec<Claim>,
+        reply: Reply<Result<Vec<bool>>>,
+    },
+    /// At opening: these payloads belong to other shards; they are deleted here.
+    Disown {
+        ids: Vec<PayloadId>,
+        reply: Reply<Result<()>>,
+    },
+}
+
+/// Which shard a payload lives on: its home by hash, with a table of exceptions (clones live where
+/// their source does).
+pub(crate) struct Routes {
+    shards: usize,
+    exceptions: RwLock<BTreeMap<PayloadId, ShardId>>,
+    /// Length of `exceptions`: while it is 0, nobody needs the lock.
+    count: AtomicUsize,
+    next_generation: AtomicU64,
+}
+
+impl Routes {
+    pub(crate) fn new(shards: usize) -> Routes {
+        Routes {
+            shards,
+            exceptions: RwLock::default(),
+            count: AtomicUsize::new(0),
+            next_generation: AtomicU64::new(1),
+        }
+    }
+
+    pub(crate) fn home(&self, id: &PayloadId) -> ShardId {
+        ShardId(id.home(self.shards) as u16)
+    }
+
+    pub(crate) fn shard_of(&self, id: &PayloadId) -> ShardId {
+        if self.count.load(Ordering::Acquire) > 0 {
+            let exceptions = self
+                .exceptions
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(shard) = exceptions.get(id) {
+                return *shard;
+            }
+        }
+        self.home(id)
+    }
+
+    pub(crate) fn set(&self, id: &PayloadId, shard: ShardId) {
+        let mut exceptions = self
+            .exceptions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        match shard == self.home(id) {
+            true => exceptions.remove(id),
+            false => exceptions.insert(id.clone(), shard),
+        };
+        self.count.store(exceptions.len(), Ordering::Release);
+    }
+
+    /// A generation that no payload has yet.
+    pub(crate) fn next_generation(&self) -> Generation {
+        Generation(self.next_generation.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Generations below this are taken.
+    pub(crate) fn reserve_generations(&self, next: u64) {
+        self.next_generation.fetch_max(next, Ordering::Relaxed);
+    }
+}
+
+/// Zeros of any length, in pieces of shared memory.
+pub(crate) fn zeros(len: u64) -> impl Iterator<Item = Bytes> {
+    /// One piece: large enough that a big hole is few pieces.
+    const PIECE: usize = 1 << 20;
+    static ZEROS: OnceLock<Bytes> = OnceLock::new();
+    let zeros = ZEROS.get_or_init(|| Bytes::from(vec![0; PIECE]));
+    let mut left = len;
+    std::iter::from_fn(move || {
+        let piece = left.min(PIECE as u64);
+        left -= piece;
+        (piece > 0).then(|| zeros.slice(..piece as usize))
+    })
+}

@@ -1,0 +1,468 @@
+//! Room in the log: batches, segments and their files, and what happens when there is none.
+//!
+//! Whoever records something asks for room first, and waits for it: for memory, for the device, for a
+//! segment file. Payload data waits in line; deletes, truncates and the cleaner's own writes do not,
+//! and may use the last file, so that a full store can always be emptied.
+//!
+//! Invariants:
+//! 1. Nothing is placed before there is room for all of it.
+//! 2. A write fails with `Full` only when no room came for `stall_timeout`, and has then changed nothing.
+//! 3. Of the files that the limit allows, payload data leaves the last one to deletes and cleaning.
+
+use super::{Shard, State, within};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Driver, DriverFile, Durability, OpenMode};
+use crate::log::writer::Fit;
+use crate::marks::{mark, planted};
+use crate::mutation::Mutation;
+use crate::residency::Held;
+use crate::types::{Location, Lsn, Nanos, PAGE, SegmentId};
+use bytes::Bytes;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Pause before a file that could not be made is tried again, while somebody waits for it.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// Bytes of zeros that are written ahead at once.
+const ZERO_BYTES: usize = 1 << 20;
+
+/// What room is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// Payload bytes.
+    Data,
+    /// Deletes, truncates and the like: they free more than they take.
+    Meta,
+    /// What the cleaner moves.
+    Clean,
+}
+
+/// The files that are ready, and who waits for one.
+#[derive(Default)]
+pub(super) struct Space {
+    /// The next segment's file.
+    spare: Option<u64>,
+    making: bool,
+    /// Why the last file could not be made.
+    refusal: Option<String>,
+    /// When room was last found; a stall is counted from here.
+    progress_at: Nanos,
+    /// Writers of payload data, in the order in which they came.
+    line: VecDeque<u64>,
+    next_ticket: u64,
+    /// Sealed segments whose footers are not yet durable.
+    sealing: BTreeSet<SegmentId>,
+    /// Bytes of the current segment that were written in durable and in other batches.
+    synced_bytes: usize,
+    other_bytes: usize,
+}
+
+impl Space {
+    /// Notes how a batch is written: commits profit from files that were zeroed ahead.
+    pub(super) fn note_commit(&mut self, bytes: usize, synced: bool) {
+        match synced {
+            true => self.synced_bytes += bytes,
+            false => self.other_bytes += bytes,
+        }
+    }
+
+    pub(super) fn stalled(&self) -> usize {
+        self.line.len()
+    }
+
+    /// Whether somebody is held back for want of a file.
+    pub(super) fn wants_file(&self) -> bool {
+        self.spare.is_none() && (!self.line.is_empty() || self.refusal.is_some())
+    }
+
+    /// The oldest sealed segment whose footer is not yet durable.
+    pub(super) fn first_sealing(&self) -> Option<SegmentId> {
+        self.sealing.first().copied()
+    }
+
+    pub(super) fn has_spare(&self) -> bool {
+        self.spare.is_some()
+    }
+
+    /// The spare file, to be removed at rest.
+    pub(super) fn take_spare(&mut self) -> Option<u64> {
+        self.spare.take()
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Records mutations and the bytes they refer to, in one batch, and applies them.
+    ///
+    /// `plan` is asked when there is room for `records_len` bytes of records and for `data`, and told
+    /// where the data is; what it answers is recorded and applied before anything else happens.
+    pub(super) async fn record<T>(
+        &self,
+        purpose: Purpose,
+        records_len: usize,
+        data: &[u8],
+        plan: impl FnOnce(&State, Option<Location>) -> Result<(Vec<Mutation>, T)>,
+    ) -> Result<(T, Lsn)> {
+        self.make_room(purpose, records_len, data.len()).await?;
+        let mut state = self.0.state.borrow_mut();
+        let state = &mut *state;
+        let at = (!data.is_empty()).then(|| state.log.place(data, records_len));
+        let (mutations, value) = plan(state, at)?;
+        let lsn = state.log.next_lsn();
+        for mutation in &mutations {
+            state.log.record(mutation);
+            state
+                .map
+                .apply(mutation, lsn)
+                .expect("a plan fits the map it was made for");
+        }
+        Ok((value, lsn))
+    }
+
+    /// Waits until the open batch has room.
+    async fn make_room(&self, purpose: Purpose, records: usize, data: usize) -> Result<()> {
+        let since = self.now();
+        let ticket = match purpose {
+            Purpose::Data => Some(self.line_up().await),
+            Purpose::Meta | Purpose::Clean => None,
+        };
+        let result = self.make_room_in_turn(purpose, records, data, since).await;
+        drop(ticket);
+        result
+    }
+
+    /// Takes a place in the line of writers and waits until it is the first.
+    async fn line_up(&self) -> Ticket<D> {
+        let number = {
+            let mut state = self.0.state.borrow_mut();
+            let number = state.space.next_ticket;
+            state.space.next_ticket += 1;
+            state.space.line.push_back(number);
+            number
+        };
+        let ticket = Ticket {
+            number,
+            shard: self.clone(),
+        };
+        let first = || (self.0.state.borrow().space.line.front() == Some(&number)).then_some(());
+        self.0.room.until(first).await;
+        ticket
+    }
+
+    /// `since`: when the caller came, from which its patience counts if nothing has moved later.
+    async fn make_room_in_turn(
+        &self,
+        purpose: Purpose,
+        records: usize,
+        data: usize,
+        since: Nanos,
+    ) -> Result<()> {
+        loop {
+            self.check_poison()?;
+            let fit = self.0.state.borrow().log.fit(records, data);
+            let moved = match fit {
+                Fit::Now => return Ok(()),
+                Fit::BeginBatch => self.try_begin_batch(),
+                Fit::CloseBatch => self.try_close_batch(),
+                Fit::BeginSegment => self.try_begin_segment(purpose),
+            };
+            if moved {
+                self.0.state.borrow_mut().space.progress_at = self.now();
+                continue;
+            }
+            self.wait_for_room(purpose, records, data, since).await?;
+        }
+    }
+
+    /// Waits until a step may succeed, or fails when nothing has moved for too long.
+    async fn wait_for_room(
+        &self,
+        purpose: Purpose,
+        records: usize,
+        data: usize,
+        since: Nanos,
+    ) -> Result<()> {
+        self.0.commit_due.notify();
+        self.0.upkeep_due.notify();
+        let may_move = || {
+            let state = self.0.state.borrow();
+            let dirty_max = self.0.params.dirty_bytes_max();
+            let moves = match state.log.fit(records, data) {
+                Fit::Now => true,
+                Fit::BeginBatch => state.may_begin_batch(dirty_max),
+                Fit::CloseBatch => state.may_close(),
+                Fit::BeginSegment => self.may_begin_segment(&state, purpose),
+            };
+            (moves || state.commit.poison.is_some()).then_some(())
+        };
+        let stall = self.0.params.config.stall_timeout;
+        let progress = self.0.state.borrow().space.progress_at.max(since);
+        let left = progress.after(stall).since(self.now());
+        let pause = left.clamp(Duration::from_millis(1), RETRY_DELAY);
+        if within(&self.0.driver, pause, self.0.room.until(may_move))
+            .await
+            .is_some()
+        {
+            return Ok(());
+        }
+        if self.now() >= progress.after(stall) {
+            mark("full after stall");
+            return Err(self.full());
+        }
+        let wants_file = self.0.state.borrow().log.fit(records, data) == Fit::BeginSegment;
+        if wants_file {
+            self.start_making(purpose);
+        }
+        Ok(())
+    }
+
+    fn full(&self) -> Error {
+        let state = self.0.state.borrow();
+        let why = match &state.space.refusal {
+            Some(refusal) => refusal.clone(),
+            None => "the device did not take what was written".to_owned(),
+        };
+        let files = state.segments.files();
+        let message = format!(
+            "no room for {:?}, delete payloads or raise the limit: {why}; segments={files}",
+            self.0.params.config.stall_timeout
+        );
+        Error::new(ErrorKind::Full, message)
+    }
+
+    fn try_begin_batch(&self) -> bool {
+        let mut state = self.0.state.borrow_mut();
+        if !state.may_begin_batch(self.0.params.dirty_bytes_max()) {
+            return false;
+        }
+        state.log.begin_batch(self.0.driver.pool());
+        drop(state);
+        self.start_aging();
+        true
+    }
+
+    fn try_close_batch(&self) -> bool {
+        if !self.0.state.borrow().may_close() {
+            return false;
+        }
+        self.close_batch();
+        true
+    }
+
+    /// How many segments may be held when one more is begun for this purpose.
+    fn segments_max(&self, purpose: Purpose) -> usize {
+        let files_max = self.0.params.files_max();
+        match purpose {
+            Purpose::Data => files_max.saturating_sub(1).max(2),
+            Purpose::Meta => files_max.max(3),
+            // The cleaner may go one beyond the limit, as the contract allows.
+            Purpose::Clean => files_max.saturating_add(1).max(3),
+        }
+    }
+
+    fn may_begin_segment(&self, state: &State, purpose: Purpose) -> bool {
+        let allowed = state.segments.len() < self.segments_max(purpose);
+        allowed && state.space.spare.is_some() && state.may_close()
+    }
+
+    /// Seals the full segment and begins the next, if its file is ready.
+    fn try_begin_segment(&self, purpose: Purpose) -> bool {
+        if !self.may_begin_segment(&self.0.state.borrow(), purpose) {
+            self.start_making(purpose);
+            return false;
+        }
+        let file = self
+            .0
+            .state
+            .borrow_mut()
+            .space
+            .spare
+            .take()
+            .expect("there is a spare");
+        self.close_batch();
+        self.seal();
+        let mut state = self.0.state.borrow_mut();
+        let state = &mut *state;
+        let id = state.log.begin_segment();
+        let params = &self.0.params;
+        let identity =
+            crate::log::checksum::Identity::new(&params.store, params.shard, id, params.epoch);
+        state
+            .segments
+            .hold(Held::new(id, params.epoch, file, identity));
+        state.space.refusal = None;
+        (state.space.synced_bytes, state.space.other_bytes) = (0, 0);
+        self.0.upkeep_due.notify();
+        true
+    }
+
+    /// Closes the open segment for good and writes its footer.
+    pub(super) fn seal(&self) {
+        let mut state = self.0.state.borrow_mut();
+        let state = &mut *state;
+        let Some(id) = state.log.open_segment() else {
+            return;
+        };
+        let Some((footer, page, bytes)) = state.log.seal(self.0.driver.pool()) else {
+            return;
+        };
+        let held = state
+            .segments
+            .find(id)
+            .expect("the open segment is held")
+            .clone();
+        held.pages.set(page);
+        state.segments.keep_sums(&held, footer.sums.into());
+        state.space.sealing.insert(id);
+        state.stats.device_written_bytes += bytes.len() as u64;
+        let shard = self.clone();
+        self.0
+            .driver
+            .spawn(async move { shard.write_footer(held, page, bytes).await });
+    }
+
+    async fn write_footer(&self, held: Rc<Held>, page: u32, bytes: Bytes) {
+        let result = match self.0.files.open(held.file).await {
+            Ok(file) => {
+                file.write(u64::from(page) * PAGE as u64, bytes, Durability::Synced)
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => {
+                held.footer_durable.set(true);
+                self.0.state.borrow_mut().space.sealing.remove(&held.id);
+                drop(held);
+                self.0.room.notify();
+                self.0.upkeep_due.notify();
+            }
+            Err(error) => self.poison("sealing a segment", error),
+        }
+    }
+
+    /// Makes the next segment's file ready before it is needed, where the limit allows one.
+    pub(super) fn make_ahead(&self) {
+        let state = self.0.state.borrow();
+        let allowed = state.segments.len() < self.segments_max(Purpose::Data);
+        drop(state);
+        if allowed {
+            self.start_making(Purpose::Data);
+        }
+    }
+
+    /// Makes the next segment's file ready in the background, if that is not under way.
+    pub(super) fn start_making(&self, purpose: Purpose) {
+        let file = {
+            let mut state = self.0.state.borrow_mut();
+            let state = &mut *state;
+            if state.segments.len() >= self.segments_max(purpose) {
+                state.space.refusal = Some("the limit of local bytes is reached".to_owned());
+                self.0.upkeep_due.notify();
+                return;
+            }
+            if state.space.making || state.space.spare.is_some() {
+                return;
+            }
+            state.space.making = true;
+            state
+                .segments
+                .take_free()
+                .ok_or_else(|| state.segments.new_file())
+        };
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            let (number, result) = match file {
+                Ok(recycled) => {
+                    mark("recycled file reused");
+                    (recycled, Ok(()))
+                }
+                Err(new) => (new, shard.make_file(new).await),
+            };
+            let mut state = shard.0.state.borrow_mut();
+            state.space.making = false;
+            match result {
+                Ok(()) => state.space.spare = Some(number),
+                Err(error) => {
+                    let what = match error.kind() {
+                        io::ErrorKind::StorageFull => "the file system is full".to_owned(),
+                        _ => format!("a segment file could not be made: {error}"),
+                    };
+                    tracing::warn!(shard = shard.0.params.shard.0, %error, "no new segment file");
+                    state.space.refusal = Some(what);
+                }
+            }
+            drop(state);
+            shard.0.room.notify();
+            shard.0.upkeep_due.notify();
+        });
+    }
+
+    /// Makes a segment file, durably there. Nothing is left of one that could not be made.
+    async fn make_file(&self, number: u64) -> io::Result<()> {
+        let path = self.0.files.path(number);
+        let result = self.try_make_file(number, &path).await;
+        if result.is_err() {
+            self.0.files.forget(number);
+            // If it cannot be removed either, the next opening finds it and calls it free.
+            let _ = self.0.driver.unlink(&path).await;
+        }
+        result
+    }
+
+    async fn try_make_file(&self, number: u64, path: &str) -> io::Result<()> {
+        let file = self.0.driver.open(path, OpenMode::CreateNew).await?;
+        let bytes = self.0.params.segment_bytes();
+        file.allocate(bytes).await?;
+        let commits = {
+            let space = &self.0.state.borrow().space;
+            space.synced_bytes > space.other_bytes
+        };
+        if commits {
+            // A durable write into a fallocated extent changes the file's metadata, too: about twenty
+            // times the cost of one into a written extent. Commits pay that once, here.
+            self.zero(&file, bytes).await?;
+        }
+        file.sync().await?;
+        if !planted("directory_not_synced") {
+            self.0.driver.sync_dir(&self.0.params.dir()).await?;
+        }
+        self.0.files.keep(number, file);
+        Ok(())
+    }
+
+    async fn zero(&self, file: &D::File, bytes: u64) -> io::Result<()> {
+        let mut zeros = self.0.driver.pool().take(ZERO_BYTES.min(bytes as usize));
+        zeros.fill(0);
+        let zeros = zeros.freeze();
+        let mut offset = 0;
+        while offset < bytes {
+            let len = (bytes - offset).min(zeros.len() as u64);
+            let chunk = zeros.slice(..len as usize);
+            file.write(offset, chunk, Durability::Visible).await?;
+            self.0.state.borrow_mut().stats.device_written_bytes += len;
+            offset += len;
+        }
+        Ok(())
+    }
+}
+
+/// A place in the line of writers; dropping it lets the next one go.
+struct Ticket<D: Driver> {
+    number: u64,
+    shard: Shard<D>,
+}
+
+impl<D: Driver> Drop for Ticket<D> {
+    fn drop(&mut self) {
+        let mut state = self.shard.0.state.borrow_mut();
+        state.space.line.retain(|number| *number != self.number);
+        let waiting = !state.space.line.is_empty();
+        drop(state);
+        if waiting {
+            self.shard.0.room.notify();
+        }
+    }
+}

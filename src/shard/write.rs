@@ -1,0 +1,350 @@
+//! Everything that changes a payload: write, punch, truncate, delete, copy, and moves between shards.
+//!
+//! Invariants:
+//! 1. An operation is one batch's worth of mutations, decided and applied in one step: whole or not at
+//!    all, in memory and after a crash.
+//! 2. A write too large for a batch gathers its parts in a nameless payload, at the offsets they will
+//!    have, and becomes visible by one splice.
+//! 3. A copy onto a payload of another shard makes the new one durable before the old one goes; in
+//!    between the higher generation wins.
+
+use super::request::{Answer, Control};
+use super::slot::slot;
+use super::space::Purpose;
+use super::{Claim, Shard};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Driver;
+use crate::log::record::RECORD_BYTES_MAX;
+use crate::marks::mark;
+use crate::mutation::Mutation;
+use crate::payload_id::PayloadId;
+use crate::types::{Generation, PayloadNo, ShardId};
+
+/// Room for the records of any operation on one payload: a deletion, a creation, and the change.
+const RECORDS_LEN: usize = RECORD_BYTES_MAX + 12 + 36;
+
+impl<D: Driver> Shard<D> {
+    pub(super) async fn write(&self, id: &PayloadId, offset: u64, data: &[u8]) -> Result<()> {
+        let largest = self.0.state.borrow().log.data_bytes_max();
+        if data.len() > largest {
+            self.write_large(id, offset, data, largest).await?;
+        } else {
+            self.record(Purpose::Data, RECORDS_LEN, data, |state, at| {
+                let at = at.expect("a write has at least a byte");
+                let len = data.len() as u32;
+                let plan = state
+                    .map
+                    .plan_write(id, offset, len, at, || self.next_generation());
+                Ok((plan, ()))
+            })
+            .await?;
+        }
+        self.0.state.borrow_mut().stats.written_bytes += data.len() as u64;
+        Ok(())
+    }
+
+    async fn write_large(
+        &self,
+        id: &PayloadId,
+        offset: u64,
+        data: &[u8],
+        largest: usize,
+    ) -> Result<()> {
+        mark("large write");
+        let mut gathered = Gathered {
+            number: None,
+            shard: self.clone(),
+        };
+        let mut at_offset = offset;
+        for part in data.chunks(largest) {
+            let number = gathered.number;
+            let (number, _) = self
+                .record(Purpose::Data, RECORDS_LEN, part, |state, at| {
+                    let mut plan = Vec::new();
+                    let payload = number.unwrap_or_else(|| {
+                        let payload = state.map.next_payload();
+                        let generation = Generation(0);
+                        plan.push(Mutation::Create {
+                            payload,
+                            generation,
+                            id: None,
+                        });
+                        payload
+                    });
+                    let at = at.expect("a part has at least a byte");
+                    let len = part.len() as u32;
+                    plan.push(Mutation::Write {
+                        payload,
+                        offset: at_offset,
+                        len,
+                        at,
+                    });
+                    Ok((plan, payload))
+                })
+                .await?;
+            gathered.number = Some(number);
+            at_offset += part.len() as u64;
+        }
+        let source = gathered.number.expect("a large write has parts");
+        self.record(Purpose::Data, RECORDS_LEN, &[], |state, _| {
+            let len = data.len() as u64;
+            let plan = state
+                .map
+                .plan_splice(source, id, offset, len, || self.next_generation());
+            Ok((plan, ()))
+        })
+        .await?;
+        gathered.number = None;
+        Ok(())
+    }
+
+    pub(super) async fn punch(&self, id: &PayloadId, offset: u64, len: u64) -> Result<()> {
+        self.record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
+            let plan = state
+                .map
+                .plan_punch(id, offset, len)
+                .ok_or_else(Error::not_found)?;
+            Ok((plan, ()))
+        })
+        .await?;
+        self.0.upkeep_due.notify();
+        Ok(())
+    }
+
+    pub(super) async fn truncate(&self, id: &PayloadId, size: u64) -> Result<()> {
+        self.record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
+            Ok((
+                state.map.plan_truncate(id, size, || self.next_generation()),
+                (),
+            ))
+        })
+        .await?;
+        self.0.upkeep_due.notify();
+        Ok(())
+    }
+
+    pub(super) async fn delete(&self, id: &PayloadId) -> Result<()> {
+        if self.0.state.borrow().map.find(id).is_none() {
+            return self.check_poison();
+        }
+        let (_, lsn) = self
+            .record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
+                Ok((state.map.plan_delete(id), ()))
+            })
+            .await?;
+        self.0.upkeep_due.notify();
+        if self.0.params.routes.home(id) != self.0.params.shard {
+            let (shard, id) = (self.clone(), id.clone());
+            self.0.driver.spawn(async move {
+                // Only when the deletion is durable may the name go home: recreated there and deleted
+                // durably, it must not find this older payload alive after a crash.
+                if shard.durable(lsn).await.is_ok() {
+                    shard.send_home(&id);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn send_home(&self, id: &PayloadId) {
+        let state = self.0.state.borrow();
+        let routes = &self.0.params.routes;
+        let busy = state.changing.contains_key(id) || state.moving.contains(id);
+        if !busy && state.map.find(id).is_none() && routes.shard_of(id) == self.0.params.shard {
+            routes.set(id, routes.home(id));
+        }
+    }
+
+    /// Copies a payload of this shard.
+    ///
+    /// The source is not kept from moving meanwhile: two copies in opposite directions would wait for
+    /// each other. A source that has moved by the time of the copy is looked for where it is.
+    pub(super) async fn copy(&self, source: &PayloadId, target: &PayloadId) -> Result<Answer<u64>> {
+        loop {
+            let settled = || (!self.0.state.borrow().moving.contains(source)).then_some(());
+            self.0.finished.until(settled).await;
+            if self.0.params.routes.shard_of(source) != self.0.params.shard {
+                return Ok(Answer::Elsewhere);
+            }
+            let blocks = self.blocks(source)?;
+            if source == target {
+                return Ok(Answer::Done(blocks));
+            }
+            let result = match self.claim(target).await {
+                Some(_changing) => self
+                    .copy_here(source, target)
+                    .await
+                    .map(|done| Some(done.0)),
+                None => self.copy_from_elsewhere(source, target).await,
+            };
+            match result {
+                Ok(Some(blocks)) => return Ok(Answer::Done(blocks)),
+                Ok(None) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How many blocks a clone of a payload shares with it.
+    fn blocks(&self, id: &PayloadId) -> Result<u64> {
+        let state = self.0.state.borrow();
+        let payload = state.map.find(id).ok_or_else(Error::not_found)?;
+        Ok(payload.size.div_ceil(self.0.params.config.block_bytes))
+    }
+
+    async fn copy_here(
+        &self,
+        source: &PayloadId,
+        target: &PayloadId,
+    ) -> Result<(u64, crate::types::Lsn)> {
+        let block_bytes = self.0.params.config.block_bytes;
+        self.record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
+            let number = state.map.number(source).ok_or_else(Error::not_found)?;
+            let size = state
+                .map
+                .payload(number)
+                .expect("a name has a payload")
+                .size;
+            let plan = state.map.plan_copy(number, target, self.next_generation());
+            Ok((plan, size.div_ceil(block_bytes)))
+        })
+        .await
+    }
+
+    /// Makes the copy here and takes its name over from the shard that has it. `None`: that shard does
+    /// not have it any more; look again.
+    async fn copy_from_elsewhere(
+        &self,
+        source: &PayloadId,
+        target: &PayloadId,
+    ) -> Result<Option<u64>> {
+        let from = self.0.params.routes.shard_of(target);
+        let id = target.clone();
+        let existed = match self.ask(from, |reply| Control::Hold { id, reply }).await? {
+            Answer::Elsewhere => return Ok(None),
+            Answer::Done(existed) => existed,
+        };
+        mark("copy between shards");
+        let result = self.copy_over(source, target, existed).await;
+        let moved = result.is_ok().then_some(self.0.params.shard);
+        let id = target.clone();
+        let released = self
+            .ask(from, |reply| Control::Release { id, moved, reply })
+            .await;
+        let blocks = result?;
+        released.map(|()| Some(blocks))
+    }
+
+    async fn copy_over(
+        &self,
+        source: &PayloadId,
+        target: &PayloadId,
+        existed: bool,
+    ) -> Result<u64> {
+        let (blocks, lsn) = self.copy_here(source, target).await?;
+        if existed {
+            self.durable(lsn).await?;
+        }
+        Ok(blocks)
+    }
+
+    async fn ask<T>(
+        &self,
+        shard: ShardId,
+        control: impl FnOnce(super::slot::Reply<Result<T>>) -> Control,
+    ) -> Result<T> {
+        let (reply, pending) = slot();
+        let peer = &self.0.peers[usize::from(shard.0)];
+        peer.send(control(reply))
+            .await
+            .map_err(|_| Error::closed())?;
+        pending.await.unwrap_or_else(|| Err(Error::closed()))
+    }
+
+    /// From the answer on, operations on the payload wait. Says whether it exists.
+    pub(super) async fn hold(&self, id: &PayloadId) -> Result<Answer<bool>> {
+        let settled = || (!self.0.state.borrow().moving.contains(id)).then_some(());
+        self.0.finished.until(settled).await;
+        if self.0.params.routes.shard_of(id) != self.0.params.shard {
+            return Ok(Answer::Elsewhere);
+        }
+        self.check_poison()?;
+        self.0.state.borrow_mut().moving.insert(id.clone());
+        let quiet = || (!self.0.state.borrow().changing.contains_key(id)).then_some(());
+        self.0.finished.until(quiet).await;
+        Ok(Answer::Done(self.0.state.borrow().map.find(id).is_some()))
+    }
+
+    /// Ends a move: the old payload goes and the route changes, or everything is as before.
+    pub(super) async fn release(&self, id: &PayloadId, moved: Option<ShardId>) -> Result<()> {
+        let mut result = Ok(());
+        if let Some(shard) = moved {
+            self.0.params.routes.set(id, shard);
+            result = self.disown(std::slice::from_ref(id)).await;
+        }
+        self.0.state.borrow_mut().moving.remove(id);
+        self.0.finished.notify();
+        result
+    }
+
+    /// Deletes payloads that belong to other shards now, durably.
+    pub(super) async fn disown(&self, ids: &[PayloadId]) -> Result<()> {
+        let mut last = None;
+        for id in ids {
+            if self.0.state.borrow().map.find(id).is_none() {
+                continue;
+            }
+            let (_, lsn) = self
+                .record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
+                    Ok((state.map.plan_delete(id), ()))
+                })
+                .await?;
+            last = Some(lsn);
+        }
+        match last {
+            Some(lsn) => self.durable(lsn).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Which of other shards' claims to payloads win over this shard's own. Losers here are deleted.
+    pub(super) async fn settle_claims(&self, claims: &[Claim]) -> Result<Vec<bool>> {
+        let mine = |id: &PayloadId| self.0.state.borrow().map.find(id).map(|own| own.generation);
+        let won = claims
+            .iter()
+            .map(|claim| mine(&claim.id) < Some(claim.generation))
+            .collect();
+        let lost = |claim: &&Claim| mine(&claim.id).is_some_and(|own| own < claim.generation);
+        let ids: Vec<PayloadId> = claims
+            .iter()
+            .filter(lost)
+            .map(|claim| claim.id.clone())
+            .collect();
+        self.disown(&ids).await?;
+        Ok(won)
+    }
+}
+
+/// The nameless payload that a large write gathers in; deleted if the write is given up.
+struct Gathered<D: Driver> {
+    number: Option<PayloadNo>,
+    shard: Shard<D>,
+}
+
+impl<D: Driver> Drop for Gathered<D> {
+    fn drop(&mut self) {
+        let Some(payload) = self.number else { return };
+        let shard = self.shard.clone();
+        self.shard.0.driver.spawn(async move {
+            let plan = vec![Mutation::Delete { payload }];
+            let deleted = shard
+                .record(Purpose::Meta, RECORDS_LEN, &[], |_, _| Ok((plan, ())))
+                .await;
+            if deleted.is_err() {
+                // A poisoned shard takes no records; the next opening drops what has no name.
+                mark("abandoned parts left to recovery");
+            }
+        });
+    }
+}

@@ -1,0 +1,840 @@
+//! The handle: checks arguments, asks the shard that owns the payload, awaits its answer.
+//!
+//! Invariants:
+//! 1. Nothing is sent to a shard before its arguments are known to be good.
+//! 2. What is sent is done whole or not at all, whether or not anybody still waits for the answer.
+//! 3. No lock is held across an await, and no memory of the caller is ever handed to the kernel.
+
+use crate::RetentionPolicy;
+use crate::chunks::Chunks;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Driver;
+use crate::io::clock::Clock;
+use crate::io::launch::ShardMain;
+use crate::payload_id::PayloadId;
+use crate::shard::mailbox::{Receiver, Sender, mailbox};
+use crate::shard::request::{Answers, LayerPart, Request, Work, zeros};
+use crate::shard::slot::{Reply, slot};
+use crate::shard::{Answer, Claim, Control, Outcome, Params, REQUESTS_MAX, Routes, Shard};
+use crate::stats::{Extent, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport};
+use crate::superblock::{Superblock, begin_epoch};
+use crate::sync::Mutex;
+use crate::types::{PAYLOAD_BYTES_MAX, ShardId};
+use crate::world::{Machine, Resident, World};
+use bytes::{Buf, Bytes};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+/// An open store. Clones share it; the last one to go without `close` leaves it as a crash would.
+///
+/// Every future is `Send`, can be polled by any executor, and may be dropped at any point.
+///
+/// # Example
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+/// # let dir = tempfile::tempdir()?;
+/// # runtime.block_on(async {
+/// use ringstore::{Config, PayloadId, Store};
+/// let store = Store::open(Config::new(dir.path())).await?;
+/// let id = PayloadId::new("disk-7")?;
+/// store.write_at(&id, 4096, "hello".into()).await?;
+/// store.flush(&id).await?;
+/// assert_eq!(store.read_at(&id, 4096, 5).await?.into_bytes(), "hello");
+/// store.close().await?;
+/// # Ok::<(), ringstore::Error>(()) })?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Store(Arc<Shared>);
+
+struct Shared {
+    config: Config,
+    clock: Clock,
+    routes: Arc<Routes>,
+    shards: Vec<Sender<Request>>,
+    outcomes: Vec<Outcome>,
+    residents: Mutex<Vec<Resident>>,
+}
+
+impl Store {
+    /// Creates an empty store, or recovers the one in the directory.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for a configuration that cannot work, a directory that is not a store, is of
+    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged in
+    /// every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk fails.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, the store is as after a crash: whatever was durable still is.
+    pub async fn open(config: Config) -> Result<Store> {
+        config.check()?;
+        if config.remote.is_some() {
+            return Err(no_remote_yet());
+        }
+        let machine = Machine::take(&config)?;
+        Store::open_in(&machine, config, Machine::cores()).await
+    }
+
+    /// Brings a store up from its remote alone, in an empty directory.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` without a remote.
+    pub async fn rebuild(config: Config) -> Result<Store> {
+        config.check()?;
+        match config.remote {
+            Some(_) => Err(no_remote_yet()),
+            None => Err(Error::invalid(
+                "a rebuild needs a remote: set Config::remote",
+            )),
+        }
+    }
+
+    pub(crate) async fn open_in<W: World>(
+        world: &W,
+        mut config: Config,
+        cores: usize,
+    ) -> Result<Store> {
+        let (reply, pending) = slot();
+        let boot = Boot {
+            config: config.clone(),
+            cores,
+            reply,
+        };
+        let booting = world.start(ShardId(0), &config, boot)?;
+        let superblock = pending.await.unwrap_or_else(|| Err(gone()))?;
+        booting.join()?;
+        config.segment_bytes = superblock.segment_bytes;
+        config.shards = Some(superblock.shards as usize);
+        let (store, ready) = Store::start(world, config, &superblock)?;
+        let mut claims = Vec::new();
+        for pending in ready {
+            claims.push(pending.await.unwrap_or_else(|| Err(gone())));
+        }
+        let claims: Result<Vec<Vec<Claim>>> = claims.into_iter().collect();
+        match claims {
+            Ok(claims) => store.settle(claims).await?,
+            Err(error) => return Err(error),
+        }
+        Ok(store.opened)
+    }
+
+    fn start<W: World>(
+        world: &W,
+        config: Config,
+        superblock: &Superblock,
+    ) -> Result<(
+        Opening,
+        Vec<crate::shard::slot::Pending<Result<Vec<Claim>>>>,
+    )> {
+        let count = superblock.shards as usize;
+        let routes = Arc::new(Routes::new(count));
+        let (shards, requests): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
+        let (peers, controls): (Vec<_>, Vec<_>) = (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
+        let outcomes: Vec<Outcome> = (0..count).map(|_| Outcome::default()).collect();
+        let mut residents = Vec::new();
+        let mut ready = Vec::new();
+        for (index, (requests, control)) in requests.into_iter().zip(controls).enumerate() {
+            let shard = ShardId(index as u16);
+            let params = Params {
+                store: superblock.store,
+                shard,
+                shards: count,
+                epoch: superblock.epoch,
+                config: config.clone(),
+                routes: routes.clone(),
+            };
+            let (reply, pending) = slot();
+            let life = Life {
+                params,
+                requests,
+                control,
+                peers: peers.clone(),
+                outcome: outcomes[index].clone(),
+                ready: reply,
+            };
+            residents.push(world.start(shard, &config, life)?);
+            ready.push(pending);
+        }
+        let shared = Shared {
+            config,
+            clock: world.clock(),
+            routes,
+            shards,
+            outcomes,
+            residents: Mutex::new(residents),
+        };
+        Ok((
+            Opening {
+                opened: Store(Arc::new(shared)),
+                peers,
+            },
+            ready,
+        ))
+    }
+
+    /// Flushes everything and ends the store, within `Config::close_timeout`.
+    ///
+    /// Operations that other clones have under way are finished first. Closing again gives the same
+    /// answer.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that could not be persisted, with what and why.
+    pub async fn close(self) -> Result<()> {
+        let mut pending = Vec::new();
+        for shard in &self.0.shards {
+            let (reply, answer) = slot();
+            let sent = shard.send(self.request(Work::Close(reply))).await;
+            pending.push(sent.is_ok().then_some(answer));
+        }
+        let mut result = Ok(());
+        for (answer, outcome) in pending.into_iter().zip(&self.0.outcomes) {
+            let answer = match answer {
+                Some(answer) => answer.await,
+                None => None,
+            };
+            let closed = answer.or_else(|| outcome.get().cloned());
+            result = result.and(closed.unwrap_or_else(|| Err(gone())));
+        }
+        let residents = std::mem::take(&mut *self.0.residents.lock());
+        residents
+            .into_iter()
+            .fold(result, |result, resident| result.and(resident.join()))
+    }
+
+    /// Reads `[offset, offset + len)` without copying; fewer bytes only at the payload's end.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `InvalidInput` past 2^62, `Corrupt` for bytes that fail their checksum.
+    pub async fn read_at(&self, id: &PayloadId, offset: u64, len: usize) -> Result<Chunks> {
+        check_range(offset, len as u64)?;
+        if len == 0 {
+            return self.check_open().map(|()| Chunks::new());
+        }
+        self.ask(id, |reply| Work::Read {
+            id: id.clone(),
+            offset,
+            len,
+            reply,
+        })
+        .await
+    }
+
+    /// Reads into `target`, with one copy; returns how many bytes there were.
+    ///
+    /// Nothing behind the returned count is touched.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read_at`].
+    pub async fn read_into(&self, id: &PayloadId, offset: u64, target: &mut [u8]) -> Result<usize> {
+        let mut chunks = self.read_at(id, offset, target.len()).await?;
+        let len = chunks.remaining();
+        chunks.copy_to_slice(&mut target[..len]);
+        Ok(len)
+    }
+
+    /// Reads `id`, with `source` showing through where `id` was never written.
+    ///
+    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id` was
+    /// ever truncated to. Changes neither. Either may be missing, not both.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read_at`].
+    pub async fn read_with_cow_source(
+        &self,
+        id: &PayloadId,
+        source: &PayloadId,
+        offset: u64,
+        len: usize,
+    ) -> Result<Chunks> {
+        check_range(offset, len as u64)?;
+        if len == 0 {
+            return self.check_open().map(|()| Chunks::new());
+        }
+        let len = len as u64;
+        let upper = |reply| Work::ReadLayer {
+            id: id.clone(),
+            offset,
+            len,
+            reply,
+        };
+        let upper = self.ask(id, upper).await?;
+        let lower = match self.size(source).await {
+            Ok(size) => Some(size),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let Some(size) = upper.size.max(lower) else {
+            return Err(Error::not_found());
+        };
+        let end = (offset + len).min(size);
+        let shows = upper.cut.min(lower.unwrap_or(0));
+        let mut chunks = Chunks::new();
+        let mut at = offset;
+        for part in upper.parts {
+            match part {
+                LayerPart::Bytes(bytes) => {
+                    let keep = end.saturating_sub(at).min(bytes.len() as u64) as usize;
+                    at += bytes.len() as u64;
+                    chunks.push(bytes.slice(..keep));
+                }
+                LayerPart::Absent(from, len) => {
+                    let until = (from + len).min(end);
+                    self.show_through(source, from, until, shows, &mut chunks)
+                        .await?;
+                    at = from + len;
+                }
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// Appends `[from, until)` as the source has it below `shows`, zeros where it has nothing.
+    async fn show_through(
+        &self,
+        source: &PayloadId,
+        from: u64,
+        until: u64,
+        shows: u64,
+        chunks: &mut Chunks,
+    ) -> Result<()> {
+        let mut at = from;
+        if at < until.min(shows) {
+            let len = (until.min(shows) - at) as usize;
+            match self.read_at(source, at, len).await {
+                Ok(bytes) => {
+                    at += bytes.len() as u64;
+                    bytes.into_iter().for_each(|bytes| chunks.push(bytes));
+                }
+                // Deleted since it was asked for its size: it counts as empty.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        zeros(until.saturating_sub(at)).for_each(|zeros| chunks.push(zeros));
+        Ok(())
+    }
+
+    /// Writes `data` at `offset`; every read that begins after it returned sees it.
+    ///
+    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer back.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` past 2^62, `Full` after `Config::stall_timeout` without room, `Poisoned`.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped after its first poll, the write happens whole or not at all.
+    pub async fn write_at(&self, id: &PayloadId, offset: u64, data: Bytes) -> Result<()> {
+        check_range(offset, data.len() as u64)?;
+        if data.is_empty() {
+            return self.check_open();
+        }
+        self.ask(id, |reply| Work::Write {
+            id: id.clone(),
+            offset,
+            data: data.clone(),
+            reply,
+        })
+        .await
+    }
+
+    /// Makes `[offset, offset + len)` read zero and frees its pages; the size stays.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `InvalidInput` past 2^62, `Poisoned`.
+    pub async fn punch_hole(&self, id: &PayloadId, offset: u64, len: u64) -> Result<()> {
+        check_range(offset, len)?;
+        if len == 0 {
+            return self.check_open();
+        }
+        self.ask(id, |reply| Work::Punch {
+            id: id.clone(),
+            offset,
+            len,
+            reply,
+        })
+        .await
+    }
+
+    /// Sets the size; what is cut off is gone for good, what is added reads zero.
+    ///
+    /// Creates a payload that is missing.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` past 2^62, `Full`, `Poisoned`.
+    pub async fn truncate(&self, id: &PayloadId, size: u64) -> Result<()> {
+        check_range(size, 0)?;
+        self.ask(id, |reply| Work::Truncate {
+            id: id.clone(),
+            size,
+            reply,
+        })
+        .await
+    }
+
+    /// Makes `target` what `source` is now, sharing its bytes. Returns the blocks shared.
+    ///
+    /// Atomic, also across a crash, and independent of how many bytes there are.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a missing source, with the target untouched; `Full`, `Poisoned`.
+    pub async fn copy(&self, source: &PayloadId, target: &PayloadId) -> Result<u64> {
+        let work = |reply| Work::Copy {
+            source: source.clone(),
+            target: target.clone(),
+            reply,
+        };
+        self.ask(source, work).await
+    }
+
+    /// Removes a payload; removing a missing one succeeds.
+    ///
+    /// # Errors
+    ///
+    /// `Full`, `Poisoned`; the payload is intact then.
+    pub async fn delete(&self, id: &PayloadId) -> Result<()> {
+        self.ask(id, |reply| Work::Delete {
+            id: id.clone(),
+            reply,
+        })
+        .await
+    }
+
+    /// Makes everything that was done to the payload before durable on this machine.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `Poisoned` when a write or sync that it covers failed.
+    pub async fn flush(&self, id: &PayloadId) -> Result<Flushed> {
+        self.ask(id, |reply| Work::Flush {
+            id: id.clone(),
+            reply,
+        })
+        .await
+    }
+
+    /// Makes everything that was done before durable on this machine.
+    ///
+    /// # Errors
+    ///
+    /// `Poisoned` when a write or sync that it covers failed.
+    pub async fn flush_all(&self) -> Result<()> {
+        self.ask_all(Work::FlushAll).await.map(|_| ())
+    }
+
+    /// Waits until what was flushed of the payload is durable in the remote.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` without a remote.
+    pub async fn wait_remote(&self, _id: &PayloadId) -> Result<()> {
+        self.check_open()?;
+        Err(needs_remote("waiting for the remote"))
+    }
+
+    /// Waits until everything that was flushed is durable in the remote; nothing to do without one.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn drain_uploads(&self) -> Result<()> {
+        self.check_open()
+    }
+
+    /// Size in bytes, holes included.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub async fn size(&self, id: &PayloadId) -> Result<u64> {
+        self.ask(id, |reply| Work::Size {
+            id: id.clone(),
+            reply,
+        })
+        .await
+    }
+
+    /// Whether there is such a payload.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn exists(&self, id: &PayloadId) -> Result<bool> {
+        match self.size(id).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Up to `limit` ids behind `after`, in the order of their bytes.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn list(&self, after: Option<&PayloadId>, limit: usize) -> Result<Vec<PayloadId>> {
+        let after = after.cloned();
+        let work = |reply| Work::List {
+            after: after.clone(),
+            limit,
+            reply,
+        };
+        let names: BTreeSet<PayloadId> = self.ask_all(work).await?.into_iter().flatten().collect();
+        Ok(names.into_iter().take(limit).collect())
+    }
+
+    /// Data and holes of `[offset, offset + len)`, up to the payload's end, and where the data is.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `InvalidInput` past 2^62.
+    pub async fn extents(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        check_range(offset, len)?;
+        self.ask(id, |reply| Work::Extents {
+            id: id.clone(),
+            offset,
+            len,
+            reply,
+        })
+        .await
+    }
+
+    /// Frees the payload's local bytes, once they are in the remote. Returns the bytes freed.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` without a remote.
+    pub async fn evict(&self, _id: &PayloadId) -> Result<u64> {
+        self.check_open()?;
+        Err(needs_remote("evicting"))
+    }
+
+    /// Drops everything from the read buffer. Returns the entries dropped.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn evict_read_buffer(&self) -> Result<u64> {
+        self.check_open().map(|()| 0)
+    }
+
+    /// Sets what may be evicted of a payload, or of all that have no policy of their own.
+    ///
+    /// Without a remote nothing is ever evicted, and this changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for a missing payload.
+    pub async fn set_retention(
+        &self,
+        id: Option<&PayloadId>,
+        _policy: RetentionPolicy,
+    ) -> Result<()> {
+        match id {
+            Some(id) => self.size(id).await.map(|_| ()),
+            None => self.check_open(),
+        }
+    }
+
+    /// Lets eviction happen or not; without a remote there is none.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn set_eviction_enabled(&self, _enabled: bool) -> Result<()> {
+        self.check_open()
+    }
+
+    /// Reads and checks every live byte, past all caches.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`. Bad bytes are in the report.
+    pub async fn verify(&self) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        for shard in self.ask_all(Work::Verify).await? {
+            report.payloads += shard.payloads;
+            report.bytes_checked += shard.bytes_checked;
+            report.bytes_repaired += shard.bytes_repaired;
+            report.corrupt.extend(shard.corrupt);
+        }
+        Ok(report)
+    }
+
+    /// The store's figures.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn stats(&self) -> Result<Stats> {
+        let mut stats = Stats::default();
+        for shard in self.ask_all(Work::Stats).await? {
+            stats.merge(&shard);
+        }
+        // What was divided among the shards is given whole.
+        let config = &self.0.config;
+        stats.local_disk_max = config.local_bytes_max.unwrap_or(0);
+        stats.local_mem_max = config.dirty_bytes_max;
+        stats.read_buffer_max = config.read_buffer_bytes;
+        Ok(stats)
+    }
+
+    /// How long operations took since the store was opened.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn latency(&self) -> Result<LatencySnapshot> {
+        let mut latency = LatencySnapshot::empty();
+        for shard in self.ask_all(Work::Latency).await? {
+            latency.merge(&shard);
+        }
+        Ok(latency)
+    }
+
+    /// How well the store can do its work; never fails.
+    pub async fn health(&self) -> Health {
+        let unknown = || Health {
+            status: HealthStatus::Unknown,
+            local: HealthStatus::Unknown,
+            remote: None,
+            reasons: vec!["the store is closed".to_owned()],
+        };
+        let Ok(shards) = self.ask_all(Work::Health).await else {
+            return unknown();
+        };
+        let worst = |shards: &[Health]| {
+            let rank = |status: &HealthStatus| match status {
+                HealthStatus::Unhealthy => 3,
+                HealthStatus::Unknown => 2,
+                HealthStatus::Degraded => 1,
+                HealthStatus::Healthy => 0,
+            };
+            shards.iter().map(|shard| shard.local).max_by_key(rank)
+        };
+        let local = worst(&shards).unwrap_or(HealthStatus::Unknown);
+        let reasons = shards.into_iter().flat_map(|shard| shard.reasons).collect();
+        Health {
+            status: local,
+            local,
+            remote: None,
+            reasons,
+        }
+    }
+
+    /// Whether the store has a remote tier.
+    pub fn has_remote(&self) -> bool {
+        self.0.config.remote.is_some()
+    }
+
+    fn request(&self, work: Work) -> Request {
+        Request {
+            at: self.0.clock.now(),
+            work,
+        }
+    }
+
+    /// Asks the shard that owns a payload, and again if it has moved meanwhile.
+    async fn ask<T>(&self, id: &PayloadId, work: impl Fn(Answers<T>) -> Work) -> Result<T> {
+        loop {
+            let shard = self.0.routes.shard_of(id);
+            let (reply, answer) = slot();
+            let sender = &self.0.shards[usize::from(shard.0)];
+            sender
+                .send(self.request(work(reply)))
+                .await
+                .map_err(|_| Error::closed())?;
+            match answer.await.unwrap_or_else(|| Err(Error::closed()))? {
+                Answer::Done(value) => return Ok(value),
+                Answer::Elsewhere => {}
+            }
+        }
+    }
+
+    /// Asks every shard; the first error, after all have answered.
+    async fn ask_all<T>(&self, work: impl Fn(Reply<Result<T>>) -> Work) -> Result<Vec<T>> {
+        let mut pending = Vec::new();
+        for shard in &self.0.shards {
+            let (reply, answer) = slot();
+            shard
+                .send(self.request(work(reply)))
+                .await
+                .map_err(|_| Error::closed())?;
+            pending.push(answer);
+        }
+        let mut answers = Vec::new();
+        for answer in pending {
+            answers.push(answer.await.unwrap_or_else(|| Err(Error::closed())));
+        }
+        answers.into_iter().collect()
+    }
+
+    fn check_open(&self) -> Result<()> {
+        match self
+            .0
+            .outcomes
+            .iter()
+            .any(|outcome| outcome.get().is_some())
+        {
+            true => Err(Error::closed()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("dir", &self.0.config.dir)
+            .field("shards", &self.0.shards.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A store whose shards have yet to agree on who owns what.
+struct Opening {
+    opened: Store,
+    peers: Vec<Sender<Control>>,
+}
+
+impl Opening {
+    /// Of several shards that claim a payload, the one with the highest generation gets it.
+    async fn settle(&self, claims: Vec<Vec<Claim>>) -> Result<()> {
+        let routes = &self.opened.0.routes;
+        let mut best: BTreeMap<PayloadId, (Claim, ShardId)> = BTreeMap::new();
+        let mut losers: BTreeMap<ShardId, Vec<PayloadId>> = BTreeMap::new();
+        for (index, claims) in claims.into_iter().enumerate() {
+            let shard = ShardId(index as u16);
+            for claim in claims {
+                let id = claim.id.clone();
+                match best.get(&id) {
+                    Some((other, _)) if other.generation > claim.generation => {
+                        losers.entry(shard).or_default().push(id);
+                    }
+                    _ => {
+                        if let Some((old, owner)) = best.insert(id, (claim, shard)) {
+                            losers.entry(owner).or_default().push(old.id);
+                        }
+                    }
+                }
+            }
+        }
+        let mut by_home: BTreeMap<ShardId, Vec<(Claim, ShardId)>> = BTreeMap::new();
+        for (id, claim) in best {
+            by_home.entry(routes.home(&id)).or_default().push(claim);
+        }
+        for (home, claims) in by_home {
+            let asked = claims.iter().map(|(claim, _)| claim.clone()).collect();
+            let won = self
+                .ask(home, |reply| Control::Settle {
+                    claims: asked,
+                    reply,
+                })
+                .await?;
+            for ((claim, shard), won) in claims.into_iter().zip(won) {
+                match won {
+                    true => routes.set(&claim.id, shard),
+                    false => losers.entry(shard).or_default().push(claim.id),
+                }
+            }
+        }
+        for (shard, ids) in losers {
+            self.ask(shard, |reply| Control::Disown { ids, reply })
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn ask<T>(
+        &self,
+        shard: ShardId,
+        control: impl FnOnce(Reply<Result<T>>) -> Control,
+    ) -> Result<T> {
+        let (reply, answer) = slot();
+        let peer = &self.peers[usize::from(shard.0)];
+        peer.send(control(reply)).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|| Err(gone()))
+    }
+}
+
+/// What runs before the shards: finds out what the directory holds.
+struct Boot {
+    config: Config,
+    cores: usize,
+    reply: Reply<Result<Superblock>>,
+}
+
+impl ShardMain for Boot {
+    async fn run<D: Driver>(self, driver: D) {
+        self.reply
+            .send(begin_epoch(&driver, &self.config, self.cores).await);
+    }
+
+    fn refused(self, error: Error) {
+        self.reply.send(Err(error));
+    }
+}
+
+/// A shard's whole life.
+struct Life {
+    params: Params,
+    requests: Receiver<Request>,
+    control: Receiver<Control>,
+    peers: Vec<Sender<Control>>,
+    outcome: Outcome,
+    ready: Reply<Result<Vec<Claim>>>,
+}
+
+impl ShardMain for Life {
+    async fn run<D: Driver>(self, driver: D) {
+        match Shard::open(driver, self.params, self.peers).await {
+            Ok(shard) => {
+                self.ready.send(Ok(shard.claims()));
+                shard.serve(self.requests, self.control, self.outcome).await;
+            }
+            Err(error) => self.ready.send(Err(error)),
+        }
+    }
+
+    fn refused(self, error: Error) {
+        self.ready.send(Err(error));
+    }
+}
+
+fn check_range(offset: u64, len: u64) -> Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= PAYLOAD_BYTES_MAX => Ok(()),
+        _ if len == 0 => Ok(()),
+        _ => Err(Error::invalid(format!(
+            "a payload ends at 2^62 at the latest: offset={offset} len={len}"
+        ))),
+    }
+}
+
+fn gone() -> Error {
+    Error::internal("a shard has ended unexpectedly")
+}
+
+fn needs_remote(what: &str) -> Error {
+    Error::invalid(format!("{what} needs a remote: set Config::remote"))
+}
+
+fn no_remote_yet() -> Error {
+    Error::invalid("this version has no remote tier: leave Config::remote unset")
+}

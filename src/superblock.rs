@@ -1,0 +1,218 @@
+//! The superblock: what a directory must say to be a store, and the count of its openings.
+//!
+//! Two copies stand in the directory, each replaced by rename. Opening for writing raises the epoch in
+//! both, durably, before anything else is written, so that no checksum of one opening passes in another.
+//!
+//! Invariants:
+//! 1. An epoch is used only after both copies that carry it are durable.
+//! 2. A directory with anything in it that is not ours is never made a store.
+//! 3. One good copy is enough to open; two bad ones are `Corrupt`, never a new store.
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Driver, DriverFile, Durability, OpenMode};
+use crate::log::checksum::{StoreId, crc32c};
+use crate::log::segment::FORMAT_VERSION;
+use crate::types::{Epoch, PAGE, SEGMENT_BYTES_MAX};
+use std::io;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+const MAGIC: [u8; 8] = *b"RINGSTOR";
+
+/// The copies, in the order in which they are replaced.
+const NAMES: [&str; 2] = ["STORE.copy", "STORE"];
+
+/// Where a copy is written before it takes its name.
+const TEMPORARY: &str = "STORE.new";
+
+/// Name of the file that is locked while an engine uses the directory.
+const LOCK: &str = "LOCK";
+
+/// What a store is made with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Superblock {
+    pub(crate) store: StoreId,
+    pub(crate) epoch: Epoch,
+    pub(crate) shards: u32,
+    pub(crate) segment_bytes: u64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct Raw {
+    magic: [u8; 8],
+    version: U32,
+    sum: U32,
+    store: StoreId,
+    epoch: U64,
+    segment_bytes: U64,
+    shards: U32,
+    reserved: U32,
+}
+
+/// Opens the store in the driver's directory, or makes one there, and begins a new epoch.
+pub(crate) async fn begin_epoch<D: Driver>(
+    driver: &D,
+    config: &Config,
+    cores: usize,
+) -> Result<Superblock> {
+    let mut superblock = match load(driver).await? {
+        Some(superblock) => superblock,
+        None => fresh(driver, config, cores),
+    };
+    if let Some(shards) = config.shards
+        && shards != superblock.shards as usize
+    {
+        return Err(Error::invalid(format!(
+            "the store was made with another number of shards, leave it out or give that: \
+             made_with={} shards={shards}",
+            superblock.shards
+        )));
+    }
+    superblock.epoch = Epoch(superblock.epoch.0 + 1);
+    write(driver, &superblock)
+        .await
+        .map_err(|error| refusal(error, "written"))?;
+    Ok(superblock)
+}
+
+fn fresh<D: Driver>(driver: &D, config: &Config, cores: usize) -> Superblock {
+    let mut store = [0; 16];
+    store[..8].copy_from_slice(&driver.random().to_le_bytes());
+    store[8..].copy_from_slice(&driver.random().to_le_bytes());
+    let shards = config.shards.unwrap_or(cores).max(1) as u32;
+    Superblock {
+        store,
+        epoch: Epoch(0),
+        shards,
+        segment_bytes: config.segment_bytes,
+    }
+}
+
+/// The newer good copy; `None` if the directory is empty.
+async fn load<D: Driver>(driver: &D) -> Result<Option<Superblock>> {
+    let entries = driver
+        .list("")
+        .await
+        .map_err(|error| refusal(error, "read"))?;
+    let mut newest: Option<Superblock> = None;
+    let mut failure = None;
+    for name in NAMES {
+        if entries.iter().any(|entry| entry.name == name) {
+            match read(driver, name).await {
+                Ok(copy) => {
+                    newest = newest
+                        .filter(|other| other.epoch >= copy.epoch)
+                        .or(Some(copy));
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+    }
+    if newest.is_some() {
+        return Ok(newest);
+    }
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let ours = |name: &str| name == LOCK || name == TEMPORARY || name == "lost+found";
+    match entries.iter().find(|entry| !ours(&entry.name)) {
+        None => Ok(None),
+        Some(other) => Err(Error::invalid(format!(
+            "the directory is neither empty nor a store, give another one: found={:?}",
+            other.name
+        ))),
+    }
+}
+
+async fn read<D: Driver>(driver: &D, name: &str) -> Result<Superblock> {
+    let corrupt = |why: &str| Error::corrupt(format!("{why}, restore it: file={name}"));
+    let open = async {
+        let file = driver.open(name, OpenMode::Existing).await?;
+        file.read(0, driver.pool().take(PAGE)).await
+    };
+    let page = open.await.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => corrupt("the superblock is cut short"),
+        _ => refusal(error, "read"),
+    })?;
+    let (mut raw, _) =
+        Raw::read_from_prefix(&page).map_err(|_| corrupt("the superblock is cut short"))?;
+    if raw.magic != MAGIC {
+        return Err(Error::invalid(format!(
+            "not a ringstore store: file={name}"
+        )));
+    }
+    let sum = raw.sum.get();
+    raw.sum = 0.into();
+    if crc32c(raw.as_bytes()) != sum {
+        return Err(corrupt("the superblock fails its checksum"));
+    }
+    if raw.version.get() != FORMAT_VERSION {
+        return Err(Error::invalid(format!(
+            "the store has another format, use the version of ringstore that made it: \
+             format={} this={FORMAT_VERSION}",
+            raw.version.get()
+        )));
+    }
+    let superblock = Superblock {
+        store: raw.store,
+        epoch: Epoch(raw.epoch.get()),
+        shards: raw.shards.get(),
+        segment_bytes: raw.segment_bytes.get(),
+    };
+    let sane = (1..=1024).contains(&superblock.shards)
+        && superblock.segment_bytes <= SEGMENT_BYTES_MAX
+        && superblock.segment_bytes >= 4 * PAGE as u64
+        && superblock.segment_bytes.is_multiple_of(PAGE as u64);
+    if sane {
+        Ok(superblock)
+    } else {
+        Err(corrupt("the superblock has impossible values"))
+    }
+}
+
+async fn write<D: Driver>(driver: &D, superblock: &Superblock) -> io::Result<()> {
+    let mut raw = Raw {
+        magic: MAGIC,
+        version: FORMAT_VERSION.into(),
+        sum: 0.into(),
+        store: superblock.store,
+        epoch: superblock.epoch.0.into(),
+        segment_bytes: superblock.segment_bytes.into(),
+        shards: superblock.shards.into(),
+        reserved: 0.into(),
+    };
+    raw.sum = crc32c(raw.as_bytes()).into();
+    let mut page = driver.pool().take(PAGE);
+    page.fill(0);
+    page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
+    let page = page.freeze();
+    for name in NAMES {
+        if let Err(error) = driver.unlink(TEMPORARY).await
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let file = driver.open(TEMPORARY, OpenMode::CreateNew).await?;
+        file.write(0, page.clone(), Durability::Visible).await?;
+        file.sync().await?;
+        driver.rename(TEMPORARY, name).await?;
+        driver.sync_dir("").await?;
+    }
+    Ok(())
+}
+
+/// What an I/O error means to somebody who opens a store.
+fn refusal(error: io::Error, what: &str) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::StorageFull => ErrorKind::Full,
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::NotFound => ErrorKind::InvalidInput,
+        _ => ErrorKind::Poisoned,
+    };
+    let message = format!("the store's directory cannot be {what}: cause={error}");
+    Error::with_source(kind, message, error)
+}
