@@ -156,7 +156,7 @@ impl<D: Driver> Shard<D> {
     pub(super) async fn checkpoint(&self) -> Result<()> {
         self.check_poison()?;
         let unchanged = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let state = &mut *state;
             let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
             let unchanged = !state.changed_since_checkpoint();
@@ -172,7 +172,7 @@ impl<D: Driver> Shard<D> {
         }
         let begun = self.begin_checkpoint();
         let result = self.write_checkpoint(&begun).await;
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         begun
             .payloads
             .into_iter()
@@ -197,7 +197,7 @@ impl<D: Driver> Shard<D> {
 
     /// The state that the checkpoint will hold, taken in one step.
     fn begin_checkpoint(&self) -> Begun {
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         let state = &mut *state;
         state.upkeep.logged_then = state.stats.device_written_bytes;
         let end = state.log.end();
@@ -228,7 +228,7 @@ impl<D: Driver> Shard<D> {
 
     async fn write_checkpoint(&self, begun: &Begun) -> Result<(u64, u64)> {
         let sequence = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             state.upkeep.next_sequence += 1;
             state.upkeep.next_sequence - 1
         };
@@ -283,7 +283,7 @@ impl<D: Driver> Shard<D> {
             out.push(item);
             bytes += self.drain_chunks(&file, &mut out, bytes).await?;
         }
-        let pass = self.0.state.borrow_mut().map.begin_pass();
+        let pass = self.state().map.begin_pass();
         let (mut extents, mut zeroed) = (0, 0);
         for (number, payload) in &begun.payloads {
             let item = Item::Payload {
@@ -322,7 +322,7 @@ impl<D: Driver> Shard<D> {
             .await?;
         let bytes = chunk.len() as u64;
         debug_assert!(bytes.is_multiple_of(PAGE as u64), "chunks are whole pages");
-        self.0.state.borrow_mut().stats.checkpoint_bytes += bytes;
+        self.state().stats.checkpoint_bytes += bytes;
         Ok(bytes)
     }
 
@@ -330,7 +330,7 @@ impl<D: Driver> Shard<D> {
     async fn finish_checkpoint(&self, sequence: u64, bytes: u64, next: Lsn, dead: &[SegmentId]) {
         mark("checkpoint");
         let old: Vec<u64> = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let state = &mut *state;
             state.stats.checkpoints += 1;
             state.upkeep.covered = Some(next);
@@ -367,7 +367,7 @@ impl<D: Driver> Shard<D> {
     async fn trim(&self) {
         loop {
             let file = {
-                let mut state = self.0.state.borrow_mut();
+                let mut state = self.state();
                 if !self.trimming_due(&state) {
                     return;
                 }

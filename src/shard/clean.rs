@@ -84,7 +84,7 @@ impl<D: Driver> Shard<D> {
     /// Moves what is live in the segments that are most worth it.
     pub(super) async fn clean(&self) -> Result<()> {
         let progress = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let lost = state.map.live.lost();
             state.upkeep.lost_then = lost;
             (state.log.end().next_lsn, lost)
@@ -92,7 +92,7 @@ impl<D: Driver> Shard<D> {
         let live = self.count_live().await;
         let victims = self.choose_victims(&live);
         if victims.is_empty() {
-            self.0.state.borrow_mut().upkeep.cleaned_at = Some(progress);
+            self.state().upkeep.cleaned_at = Some(progress);
             return Ok(());
         }
         mark("cleaning");
@@ -101,7 +101,7 @@ impl<D: Driver> Shard<D> {
         // What was moved is used even if not everything could be.
         let settled = self.settle(&victims).await;
         let lost = self.0.state.borrow().map.live.lost();
-        self.0.state.borrow_mut().upkeep.lost_then = lost;
+        self.state().upkeep.lost_then = lost;
         moved.and(settled)
     }
 
@@ -201,7 +201,7 @@ impl<D: Driver> Shard<D> {
 
     /// Visits every extent of the map, letting others run in between.
     async fn walk(&self, mut visit: impl FnMut(&Mapped)) {
-        let pass = self.0.state.borrow_mut().map.begin_pass();
+        let pass = self.state().map.begin_pass();
         let mut next = Some((PayloadNo(0), 0));
         let mut steps = 0;
         while let Some(from) = next {
@@ -260,7 +260,7 @@ impl<D: Driver> Shard<D> {
                 Ok((vec![Mutation::Relocate { from, to, len }], ()))
             })
             .await?;
-        self.0.state.borrow_mut().stats.cleaned_bytes += u64::from(len);
+        self.state().stats.cleaned_bytes += u64::from(len);
         Ok(lsn)
     }
 
@@ -268,7 +268,7 @@ impl<D: Driver> Shard<D> {
     async fn settle(&self, victims: &BTreeSet<SegmentId>) -> Result<()> {
         self.check_poison()?;
         for _ in 0..WALKS_MAX {
-            let pass = self.0.state.borrow_mut().map.begin_pass();
+            let pass = self.state().map.begin_pass();
             let mut next = Some((PayloadNo(0), 0));
             let mut steps = 0;
             while let Some(from) = next {
@@ -288,7 +288,7 @@ impl<D: Driver> Shard<D> {
                 break;
             }
         }
-        self.0.state.borrow_mut().map.forget_relocated();
+        self.state().map.forget_relocated();
         Ok(())
     }
 }

@@ -172,7 +172,7 @@ impl<D: Driver> Shard<D> {
                 }
             }
             if self.now().since(began) > STALL {
-                self.0.state.borrow_mut().stats.shard_stalls += 1;
+                self.state().stats.shard_stalls += 1;
             }
         }
         if let Some(reply) = closing {
@@ -329,7 +329,7 @@ impl<D: Driver> Shard<D> {
 
     fn note(&self, op: Op, at: Nanos) {
         let now = self.now();
-        self.0.state.borrow_mut().latencies.record(op, at, now);
+        self.state().latencies.record(op, at, now);
     }
 
     /// Waits until the payload is not being moved, and keeps it from being moved while the result
@@ -357,6 +357,11 @@ impl<D: Driver> Shard<D> {
         })
     }
 
+    /// The state, to be changed before the next await.
+    fn state(&self) -> std::cell::RefMut<'_, State> {
+        self.0.state.borrow_mut()
+    }
+
     fn now(&self) -> Nanos {
         self.0.driver.now()
     }
@@ -367,7 +372,7 @@ impl<D: Driver> Shard<D> {
 
     /// Persists everything, so that the next opening replays nothing.
     async fn close(&self) -> Result<()> {
-        self.0.state.borrow_mut().closing = true;
+        self.state().closing = true;
         self.flush_all().await?;
         self.checkpoint().await
     }
@@ -395,7 +400,7 @@ impl<D: Driver> Shard<D> {
         );
         tracing::error!(shard = self.0.params.shard.0, %error, "{what} failed");
         let error = Error::with_source(ErrorKind::Poisoned, message, error);
-        self.0.state.borrow_mut().commit.poison.get_or_insert(error);
+        self.state().commit.poison.get_or_insert(error);
         self.0.committed.notify();
         self.0.room.notify();
         self.0.upkeep_due.notify();
@@ -411,7 +416,7 @@ struct Changing<D: Driver> {
 impl<D: Driver> Drop for Changing<D> {
     fn drop(&mut self) {
         let Some(id) = &self.id else { return };
-        let mut state = self.shard.0.state.borrow_mut();
+        let mut state = self.shard.state();
         let count = state
             .changing
             .get_mut(id)
