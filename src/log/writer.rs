@@ -218,10 +218,7 @@ impl Log {
             identity: head.identity(),
             head: Some(head),
             next_page: 1,
-            footer: Footer {
-                sums: vec![0],
-                batches: Vec::new(),
-            },
+            footer: Footer::new(),
             records_bytes: 0,
             batch: None,
         });
@@ -326,6 +323,7 @@ impl Log {
 
         open.footer.sums.push(open.identity.sum(head_page, page));
         open.footer.sums.extend_from_slice(&data_sums);
+        open.footer.committed_through = committed_through;
         open.records_bytes += records.len();
         let batch = FooterBatch {
             lsn: head.lsn,

@@ -17,7 +17,6 @@ use super::{Shard, State};
 use crate::error::{ErrorKind, Result};
 use crate::io::Driver;
 use crate::map::extent::Mapped;
-use crate::map::tree::Entry;
 use crate::marks::mark;
 use crate::mutation::Mutation;
 use crate::types::{Location, PAGE, PayloadNo, SegmentId};

@@ -19,6 +19,7 @@ mod files;
 mod meta;
 mod read;
 mod recover;
+mod replay;
 mod signal;
 mod space;
 mod tail;
