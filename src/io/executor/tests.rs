@@ -132,7 +132,10 @@ fn many_wakes_from_another_thread_are_one_kick() {
             })
             .await;
             left.set(left.get() - 1);
-            if let (0, Some(waker)) = (left.get(), main_waker.take()) {
+            if left.get() > 0 {
+                return;
+            }
+            if let Some(waker) = main_waker.take() {
                 waker.wake();
             }
         });

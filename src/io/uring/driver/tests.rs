@@ -1,0 +1,1 @@
+//! What is the ring's own; the rest is in the conformance suite.
