@@ -107,12 +107,12 @@ fn live<M: ShardMain>(launch: &Launch, main: M) {
 }
 
 fn build_uring(launch: &Launch) -> std::result::Result<Uring, Unbuilt> {
-    let pool = BufPool::new();
+    let pool = BufPool::with_arena(launch.arena_bytes);
     Uring::build(&launch.root, Clock::Real, pool, is_first(launch))
 }
 
 fn live_on_threads<M: ShardMain>(launch: &Launch, main: M) {
-    let pool = BufPool::new();
+    let pool = BufPool::with_arena(launch.arena_bytes);
     match Threads::build(&launch.root, Clock::Real, pool, is_first(launch)) {
         Ok(driver) => inhabit(driver, launch, main),
         Err(error) => main.refused(error),

@@ -4,8 +4,11 @@
 //! also the simulated one; [`real`] adds what takes a real directory, real time and real threads.
 
 use crate::buf::AlignedBuf;
+use crate::config::DriverKind;
+use crate::error::Error;
+use crate::io::launch::{Launch, ShardMain, launch};
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
-use crate::types::PAGE;
+use crate::types::{PAGE, ShardId};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -622,31 +625,50 @@ pub(crate) async fn open_files_beyond_any_table<D: Driver>(driver: &D) {
     driver.unlink("table").await.unwrap();
 }
 
-/// Runs the suite on a driver of its own, in a directory of its own.
-fn run(kind: crate::DriverKind, idle_spin: Duration, arena_bytes: usize) {
-    use crate::io::launch::{Launch, ShardMain, launch};
-    struct Suite(PathBuf);
-    impl ShardMain for Suite {
-        async fn run<D: Driver>(self, driver: D) {
-            all(driver.clone()).await;
-            real(driver, self.0).await;
-        }
+/// Where, and on what, the suite is run.
+struct Stage {
+    kind: DriverKind,
+    dir: tempfile::TempDir,
+    idle_spin: Duration,
+    arena_bytes: usize,
+}
 
-        fn refused(self, error: crate::Error) {
-            panic!("{error}");
+impl Stage {
+    fn new(kind: DriverKind) -> Stage {
+        Stage {
+            kind,
+            dir: tempfile::tempdir().unwrap(),
+            idle_spin: Duration::ZERO,
+            arena_bytes: 0,
         }
     }
-    let dir = tempfile::tempdir().unwrap();
-    let options = Launch {
-        kind,
-        root: dir.path().to_owned(),
-        shard: crate::types::ShardId(0),
-        core: None,
-        idle_spin,
-        arena_bytes,
-    };
-    let suite = Suite(dir.path().to_owned());
-    launch(options, suite).unwrap().join().unwrap();
+
+    /// Runs the suite on a thread of its own.
+    fn run(self) {
+        let root = self.dir.path().to_owned();
+        let options = Launch {
+            kind: self.kind,
+            root: root.clone(),
+            shard: ShardId(0),
+            core: None,
+            idle_spin: self.idle_spin,
+            arena_bytes: self.arena_bytes,
+        };
+        launch(options, Suite(root)).unwrap().join().unwrap();
+    }
+}
+
+struct Suite(PathBuf);
+
+impl ShardMain for Suite {
+    async fn run<D: Driver>(self, driver: D) {
+        all(driver.clone()).await;
+        real(driver, self.0).await;
+    }
+
+    fn refused(self, error: Error) {
+        panic!("{error}");
+    }
 }
 
 /// Whether there is an io_uring to test; where there is none, the tests say so and pass.
@@ -661,11 +683,37 @@ pub(crate) fn has_uring() -> bool {
 #[test]
 fn uring_conforms() {
     if has_uring() {
-        run(crate::DriverKind::Uring, Duration::ZERO, 0);
+        Stage::new(DriverKind::Uring).run();
+    }
+}
+
+#[test]
+fn uring_with_arena_and_spinning_conforms() {
+    if has_uring() {
+        let mut stage = Stage::new(DriverKind::Uring);
+        // Less than the suite uses, so that both kinds of memory are in flight.
+        stage.arena_bytes = 4 << 20;
+        stage.idle_spin = Duration::from_micros(50);
+        stage.run();
     }
 }
 
 #[test]
 fn threads_conform() {
-    run(crate::DriverKind::Threads, Duration::ZERO, 0);
+    Stage::new(DriverKind::Threads).run();
+}
+
+#[test]
+fn both_conform_without_direct_io() {
+    const MEMORY: &str = "/dev/shm";
+    for kind in [DriverKind::Auto, DriverKind::Threads] {
+        let mut stage = Stage::new(kind);
+        let Ok(dir) = tempfile::tempdir_in(MEMORY) else {
+            eprintln!("skipped: no {MEMORY}");
+            return;
+        };
+        stage.dir = dir;
+        stage.idle_spin = Duration::from_micros(50);
+        stage.run();
+    }
 }
