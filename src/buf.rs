@@ -1,10 +1,11 @@
 //! Page-aligned memory and its pool: what the kernel writes into and reads from.
 //!
 //! Invariants:
-//! 1. An [`AlignedBuf`] is exclusively owned, a whole number of pages, and initialised: fresh memory
-//!    is zeroed, used memory holds old bytes of this store, and no caller hands it out unfilled.
-//! 2. Memory is given back to its pool by any thread, and freed only with the pool's last handle and
-//!    its last buffer.
+//! 1. An [`AlignedBuf`] is exclusively owned, a whole number of pages, and initialised: fresh
+//!    memory is zeroed, used memory holds old bytes of this store, and no caller hands it out
+//!    unfilled.
+//! 2. Memory is given back to its pool by any thread, and freed only with the pool's last handle
+//!    and its last buffer.
 //!
 //! One of the two files with `unsafe`. Deliberately not here: budgets; who may hold how much is
 //! decided where it is held.
@@ -54,7 +55,8 @@ impl BufPool {
         BufPool::with_arena(0)
     }
 
-    /// A pool that cuts its larger buffers from `bytes` of huge pages, and then goes on on the heap.
+    /// A pool that cuts its larger buffers from `bytes` of huge pages, and then goes on on the
+    /// heap.
     pub(crate) fn with_arena(bytes: usize) -> BufPool {
         let arena = match bytes {
             0 => None,
@@ -84,7 +86,8 @@ impl BufPool {
         cut.unwrap_or_else(|| Memory::zeroed(size))
     }
 
-    /// A buffer of at least `len` bytes, cut to `len` rounded up to pages. Its content is arbitrary.
+    /// A buffer of at least `len` bytes, cut to `len` rounded up to pages. Its content is
+    /// arbitrary.
     pub(crate) fn take(&self, len: usize) -> AlignedBuf {
         assert!(len > 0, "an empty buffer");
         let len = page_ceil(len);

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! 1. A driver is built, used and ended on its shard's own thread; nothing of it is ever elsewhere.
-//! 2. However the shard's main ends, also by a panic, its tasks are dropped first, and then the driver
-//!    drains: no memory is freed that the kernel may still write to.
+//! 2. However the shard's main ends, also by a panic, its tasks are dropped first, and then the
+//!    driver drains: no memory is freed that the kernel may still write to.
 //! 3. A fall-back is never silent: it is logged here, and the driver's name tells it in the stats.
 //!
 //! Threads are started here and in `threads`, nowhere else. Deliberately not here: how many shards
@@ -152,7 +152,7 @@ fn pin(launch: &Launch) {
         .set(core)
         .and_then(|()| sched_setaffinity(Pid::from_raw(0), &cores));
     if let Err(error) = pinned {
-        tracing::warn!(shard = launch.shard.0, core, %error, "a shard cannot be pinned to its core");
+        tracing::warn!(shard = launch.shard.0, core, %error, "a shard cannot be pinned");
     }
 }
 

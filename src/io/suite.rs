@@ -1,7 +1,8 @@
 //! The conformance suite: what every driver does, whichever it is.
 //!
-//! Each check is small, makes its own files, and can be called alone. [`all`] holds for every driver,
-//! also the simulated one; [`real`] adds what takes a real directory, real time and real threads.
+//! Each check is small, makes its own files, and can be called alone. [`all`] holds for every
+//! driver, also the simulated one; [`real`] adds what takes a real directory, real time and real
+//! threads.
 
 use crate::buf::AlignedBuf;
 use crate::config::DriverKind;

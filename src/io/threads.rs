@@ -163,7 +163,8 @@ impl Park for Threads {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The queue between the shard and its workers. It is as long as the shard has operations in flight.
+/// The queue between the shard and its workers. It is as long as the shard has operations in
+/// flight.
 #[derive(Default)]
 struct Jobs {
     queue: Mutex<JobQueue>,

@@ -1,18 +1,20 @@
 //! The ring: what is in flight with the kernel, and the memory that the kernel may touch meanwhile.
 //!
 //! Invariants:
-//! 1. Everything that an entry points to belongs to its [`Request`], which lies in `ops` from before
-//!    the entry is pushed until its completion has been reaped. Nothing takes it out earlier: a
-//!    dropped future only marks its operation as orphaned.
+//! 1. Everything that an entry points to belongs to its [`Request`], which lies in `ops` from
+//!    before the entry is pushed until its completion has been reaped. Nothing takes it out
+//!    earlier: a dropped future only marks its operation as orphaned.
 //! 2. What a request owns does not move when the request does: its memory is on the heap.
 //! 3. An entry has exactly one completion, and `user_data` is its key in `ops`, so `in_ring` counts
 //!    what the kernel may still touch. The ring is dropped at 0; a disk that never answers makes us
 //!    leak the memory instead.
-//! 4. No more entries are in the ring than its completion queue holds; the others wait in `backlog`,
-//!    unseen by the kernel, and may simply be taken out.
-//! 5. Nothing is dropped and nobody woken while the ring is borrowed: both are handed out in [`Event`].
+//! 4. No more entries are in the ring than its completion queue holds; the others wait in
+//!    `backlog`, unseen by the kernel, and may simply be taken out.
+//! 5. Nothing is dropped and nobody woken while the ring is borrowed: both are handed out in
+//!    [`Event`].
 //!
-//! One of the two files with `unsafe`. Deliberately not here: what the operations are for (`driver`).
+//! One of the two files with `unsafe`. Deliberately not here: what the operations are for
+//! (`driver`).
 
 mod driver;
 mod refusal;
@@ -43,7 +45,8 @@ const ENTRIES: u32 = 256;
 
 /// Entries that are pushed before the kernel is entered, while there is something else to run.
 ///
-/// Measured at queue depth 32: chunks of 4 to 8 gave 0.98 of fio's reads, one chunk of 32 gave 0.88.
+/// Measured at queue depth 32: chunks of 4 to 8 gave 0.98 of fio's reads, one chunk of 32 gave
+/// 0.88.
 const SUBMIT_BATCH: usize = 8;
 
 /// Rounds of tasks that a started batch waits for company.
@@ -52,7 +55,8 @@ const ROUNDS_MAX: u32 = 4;
 /// Files that can be registered; the others go by their descriptor, which costs a look-up a call.
 const FILES_MAX: u32 = 1024;
 
-/// How long a drain waits for the disk before it gives up and leaks. `Config::close_timeout`'s default.
+/// How long a drain waits for the disk before it gives up and leaks. `Config::close_timeout`'s
+/// default.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
 /// How long a drain waits at a time.
@@ -492,8 +496,8 @@ fn register_arena(uring: &IoUring, arena: &Arena, warns: bool) -> bool {
         iov_len: arena.len(),
     };
     let submitter = uring.submitter();
-    // SAFETY: the arena is mapped for as long as its pool lives, and the ring holds that until after
-    // `uring` is dropped (the order of the fields).
+    // SAFETY: the arena is mapped for as long as its pool lives, and the ring holds that until
+    // after `uring` is dropped (the order of the fields).
     let registered = unsafe { submitter.register_buffers(&[vector]) };
     if let Err(error) = &registered
         && warns
@@ -512,8 +516,8 @@ fn ended() -> io::Error {
     io::Error::other("the driver has ended")
 }
 
-/// Entering fails when there is nothing within the timeout, on a signal, or while the kernel is short
-/// of something; what was pushed stays pushed, and the next round tries again.
+/// Entering fails when there is nothing within the timeout, on a signal, or while the kernel is
+/// short of something; what was pushed stays pushed, and the next round tries again.
 fn note_enter(result: io::Result<usize>) {
     use nix::libc::{EAGAIN, EBUSY, EINTR, ETIME};
     if let Err(error) = result

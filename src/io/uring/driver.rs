@@ -1,8 +1,8 @@
 //! The driver on io_uring: operations as futures over the ring.
 //!
 //! Invariants:
-//! 1. A handle that the ring's operations hold (`OpenFile`) knows the driver weakly, so that dropping
-//!    the last driver handle drains the ring.
+//! 1. A handle that the ring's operations hold (`OpenFile`) knows the driver weakly, so that
+//!    dropping the last driver handle drains the ring.
 //! 2. The ring is borrowed for one call at a time, and what that call leaves to drop or to wake is
 //!    dropped and woken after the borrow.
 //!
