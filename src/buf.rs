@@ -168,7 +168,7 @@ impl Drop for AlignedBuf {
         };
         let free = &self.pool.0.free[class];
         // A part of the arena is always kept; on the heap, what is too many is freed.
-        if matches!(memory.home, Home::Arena(_)) || free.len() < KEPT_MAX {
+        if matches!(memory.home, Home::Arena { .. }) || free.len() < KEPT_MAX {
             let _ = free.push(memory);
         }
     }
@@ -184,7 +184,9 @@ struct Memory {
 enum Home {
     Heap(Layout),
     /// The arena is freed as a whole, with the last piece and the pool.
-    Arena(#[expect(dead_code, reason = "it is held, not read")] Arc<Arena>),
+    Arena {
+        _keeps: Arc<Arena>,
+    },
 }
 
 // SAFETY: it owns its bytes alone, and nothing about them is bound to a thread.
@@ -271,7 +273,9 @@ impl Arena {
         }
         // SAFETY: the offset lies in the mapping, as was just checked.
         let start = unsafe { self.start.add(offset) };
-        let home = Home::Arena(Arc::clone(self));
+        let home = Home::Arena {
+            _keeps: Arc::clone(self),
+        };
         Some(Memory { start, home })
     }
 

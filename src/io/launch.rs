@@ -16,7 +16,7 @@ use crate::io::Driver;
 use crate::io::clock::Clock;
 use crate::io::executor::{Executor, Park};
 use crate::io::threads::Threads;
-use crate::io::uring::{Unbuilt, Uring};
+use crate::io::uring::{self, Refusal, Unbuilt, Uring};
 use crate::types::ShardId;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -88,6 +88,11 @@ pub(crate) fn launch<M: ShardMain>(launch: Launch, main: M) -> Result<ShardThrea
     })
 }
 
+/// Whether an io_uring can be had here and now, and if not, why.
+pub(crate) fn probe_uring() -> std::result::Result<(), Refusal> {
+    uring::probe()
+}
+
 /// The life of a shard's thread.
 fn live<M: ShardMain>(launch: &Launch, main: M) {
     match launch.kind {
@@ -157,7 +162,7 @@ fn pin(launch: &Launch) {
 }
 
 /// Says why there is no io_uring: once, since the cause is the process's and not a shard's.
-fn warn_of_fallback(refusal: &super::uring::Refusal) {
+fn warn_of_fallback(refusal: &Refusal) {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if !WARNED.swap(true, Ordering::Relaxed) {
         tracing::warn!(cause = %refusal, "no io_uring, using threads, which are slower");
@@ -201,7 +206,7 @@ mod tests {
     fn each_kind_runs_or_refuses() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
-        let has_uring = super::super::uring::probe_uring().is_ok();
+        let has_uring = probe_uring().is_ok();
         for kind in [DriverKind::Auto, DriverKind::Uring, DriverKind::Threads] {
             let (sender, reports) = channel();
             let reporter = Reporter(sender.clone());
@@ -209,10 +214,7 @@ mod tests {
                 .unwrap()
                 .join()
                 .unwrap();
-            let name = match reports.recv().unwrap() {
-                Ok(name) => name,
-                Err(_) => "refused",
-            };
+            let name = reports.recv().unwrap().unwrap_or("refused");
             match (kind, has_uring) {
                 (DriverKind::Threads, _) | (DriverKind::Auto, false) => assert_eq!(name, "threads"),
                 (_, true) => assert_eq!(name, "uring"),

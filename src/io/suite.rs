@@ -674,7 +674,7 @@ impl ShardMain for Suite {
 
 /// Whether there is an io_uring to test; where there is none, the tests say so and pass.
 pub(crate) fn has_uring() -> bool {
-    let probe = crate::io::uring::probe_uring();
+    let probe = crate::io::launch::probe_uring();
     if let Err(refusal) = &probe {
         eprintln!("skipped: io_uring is {refusal}");
     }

@@ -21,7 +21,7 @@ mod refusal;
 mod request;
 
 pub(crate) use driver::{Unbuilt, Uring};
-pub(crate) use refusal::{Refusal, probe as probe_uring};
+pub(crate) use refusal::{Refusal, probe};
 
 use crate::buf::{Arena, BufPool};
 use crate::io::disk::{Step, Transfer};
