@@ -319,6 +319,7 @@ mod tests {
     #[test]
     fn buffers_are_whole_pages_and_reused() {
         let pool = BufPool::new();
+        let mut kept = Vec::new();
         for (len, rounded) in [
             (1, PAGE),
             (PAGE, PAGE),
@@ -329,9 +330,10 @@ mod tests {
             assert_eq!(buf.len(), rounded);
             assert!(buf.iter().all(|&byte| byte == 0), "fresh memory is zeroed");
             use_up(&mut buf, 7);
-            // Nothing of this one is reused, so that the next is fresh again.
-            std::mem::forget(buf);
+            // It is kept, so that the next one is not this one again.
+            kept.push(buf);
         }
+        drop(kept);
         let first = pool.take(PAGE).as_ptr();
         assert_eq!(pool.take(PAGE).as_ptr(), first);
     }
