@@ -320,12 +320,7 @@ mod tests {
     fn buffers_are_whole_pages_and_reused() {
         let pool = BufPool::new();
         let mut kept = Vec::new();
-        for (len, rounded) in [
-            (1, PAGE),
-            (PAGE, PAGE),
-            (PAGE + 1, 2 * PAGE),
-            (3 << 20, 3 << 20),
-        ] {
+        for (len, rounded) in [(1, PAGE), (PAGE + 1, 2 * PAGE), (3 << 20, 3 << 20)] {
             let mut buf = pool.take(len);
             assert_eq!(buf.len(), rounded);
             assert!(buf.iter().all(|&byte| byte == 0), "fresh memory is zeroed");
