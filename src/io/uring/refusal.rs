@@ -1,8 +1,8 @@
 //! Setting a ring up, and why the kernel may refuse one.
 //!
 //! Invariants:
-//! 1. A ring that is handed out can do every operation that the driver uses; nothing is found missing
-//!    later.
+//! 1. A ring that is handed out can do every operation that the driver uses; nothing is found
+//!    missing later.
 //!
 //! Deliberately not here: what to do about it. Falling back is the launcher's choice.
 
@@ -59,8 +59,8 @@ impl Refusal {
         }
     }
 
-    /// Two of the causes are limits, which `Full` asks to raise. The others are the host's: io_uring
-    /// is unavailable until somebody changes that, and no change of the call would help.
+    /// Two of the causes are limits, which `Full` asks to raise. The others are the host's:
+    /// io_uring is unavailable until somebody changes that, and no change of the call would help.
     fn kind(&self) -> ErrorKind {
         match self {
             Refusal::MemoryLocked | Refusal::NoDescriptors => ErrorKind::Full,
