@@ -169,6 +169,7 @@ impl Stage {
             core: None,
             idle_spin: self.idle_spin,
             arena_bytes: self.arena_bytes,
+            lock: None,
         };
         launch(options, Suite(root)).unwrap().join().unwrap();
     }

@@ -64,10 +64,11 @@ impl Refusal {
     fn kind(&self) -> ErrorKind {
         match self {
             Refusal::MemoryLocked | Refusal::NoDescriptors => ErrorKind::Full,
-            Refusal::SwitchedOff(_) | Refusal::Forbidden | Refusal::TooOld => {
-                ErrorKind::Unavailable
-            }
-            Refusal::Other(_) => ErrorKind::Unavailable,
+            // Another driver has to be chosen, or the machine set up otherwise: no retry helps.
+            Refusal::SwitchedOff(_)
+            | Refusal::Forbidden
+            | Refusal::TooOld
+            | Refusal::Other(_) => ErrorKind::InvalidInput,
         }
     }
 }
@@ -183,12 +184,12 @@ mod tests {
     #[test]
     fn causes_are_told_apart() {
         for (errno, kind, word) in [
-            (libc::ENOSYS, ErrorKind::Unavailable, "too old"),
+            (libc::ENOSYS, ErrorKind::InvalidInput, "too old"),
             (libc::ENOMEM, ErrorKind::Full, "RLIMIT_MEMLOCK"),
             (libc::EMFILE, ErrorKind::Full, "RLIMIT_NOFILE"),
             (
                 libc::EINVAL,
-                ErrorKind::Unavailable,
+                ErrorKind::InvalidInput,
                 "refused by the kernel",
             ),
         ] {
