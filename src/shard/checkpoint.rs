@@ -98,11 +98,13 @@ impl State {
         self.upkeep.covered != Some(self.log.end().next_lsn) || self.log.has_open_batch()
     }
 
-    /// Whether files wait for nothing but checkpoints, and giving them back is worth those.
+    /// Whether files wait for nothing but checkpoints, and giving them back is worth those: because
+    /// they are wanted, because there is nothing else to do, or because they are many.
     fn freeing_due(&self) -> bool {
         let dead = self.segments.dead(|id| self.map.live.bytes(id) == 0).len() as u64;
         let gain = dead * self.log.segment_bytes();
-        gain > 0 && (self.space.wants_file() || gain >= self.last_checkpoint_bytes())
+        let cheap = 2 * LOG_PER_CHECKPOINT * self.last_checkpoint_bytes();
+        gain > 0 && (self.space.wants_file() || self.commit.at_rest || gain >= cheap)
     }
 }
 
@@ -359,8 +361,7 @@ impl<D: Driver> Shard<D> {
 
     /// Whether there are files that nothing needs while the shard is at rest.
     fn trimming_due(&self, state: &State) -> bool {
-        let at_rest = state.tail.is_empty() && !state.log.has_open_batch();
-        at_rest && state.segments.files_free() > 0
+        state.commit.at_rest && (state.segments.files_free() > 0 || state.space.has_spare())
     }
 
     /// Removes free files, so that a store at rest is as small as it may be.
@@ -371,6 +372,10 @@ impl<D: Driver> Shard<D> {
                 if !self.trimming_due(&state) {
                     return;
                 }
+                let spare = state.space.take_spare();
+                spare
+                    .into_iter()
+                    .for_each(|file| state.segments.add_free(file));
                 state.segments.take_free()
             };
             let Some(file) = file else { return };

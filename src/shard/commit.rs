@@ -29,15 +29,28 @@ const WRITING_BYTES_MAX: usize = 4 << 20;
 const UNSYNCED_BYTES_MAX: usize = 8 << 20;
 
 /// What the committer works on.
-#[derive(Default)]
 pub(super) struct Commit {
     /// Flushes wait for this batch.
     wanted: Option<Lsn>,
     syncing: bool,
     /// The timer that appends what has grown old is running.
     aging: bool,
+    /// Nothing was recorded for `flush_after`, and everything is durable.
+    pub(super) at_rest: bool,
     /// Why writes and flushes fail from now on.
     pub(super) poison: Option<Error>,
+}
+
+impl Default for Commit {
+    fn default() -> Commit {
+        Commit {
+            wanted: None,
+            syncing: false,
+            aging: false,
+            at_rest: true,
+            poison: None,
+        }
+    }
 }
 
 impl State {
@@ -267,6 +280,7 @@ impl<D: Driver> Shard<D> {
 
     /// Makes sure that what was just recorded does not stay in memory for long.
     pub(super) fn start_aging(&self) {
+        self.state().commit.at_rest = false;
         if std::mem::replace(&mut self.state().commit.aging, true) {
             return;
         }
@@ -280,12 +294,17 @@ impl<D: Driver> Shard<D> {
                     .sleep(shard.0.params.config.flush_after)
                     .await;
                 let mut state = shard.state();
-                if state.tail.durable() >= old || state.commit.poison.is_some() {
-                    let idle = state.tail.is_empty() && !state.log.has_open_batch();
-                    state.commit.aging = !idle && state.commit.poison.is_none();
-                    if !state.commit.aging {
-                        return;
-                    }
+                if state.commit.poison.is_some() {
+                    return;
+                }
+                let idle = state.tail.is_empty() && !state.log.has_open_batch();
+                if idle && state.log.next_lsn() == old.next() {
+                    (state.commit.aging, state.commit.at_rest) = (false, true);
+                    drop(state);
+                    shard.0.upkeep_due.notify();
+                    return;
+                }
+                if state.tail.durable() >= old {
                     continue;
                 }
                 mark("aged batch appended");

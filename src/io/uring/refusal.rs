@@ -65,10 +65,9 @@ impl Refusal {
         match self {
             Refusal::MemoryLocked | Refusal::NoDescriptors => ErrorKind::Full,
             // Another driver has to be chosen, or the machine set up otherwise: no retry helps.
-            Refusal::SwitchedOff(_)
-            | Refusal::Forbidden
-            | Refusal::TooOld
-            | Refusal::Other(_) => ErrorKind::InvalidInput,
+            Refusal::SwitchedOff(_) | Refusal::Forbidden | Refusal::TooOld | Refusal::Other(_) => {
+                ErrorKind::InvalidInput
+            }
         }
     }
 }
