@@ -35,7 +35,7 @@ use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
-use crate::types::{Epoch, Generation, Nanos, PAGE, ShardId};
+use crate::types::{Epoch, Generation, Location, Nanos, PAGE, ShardId};
 use files::Files;
 use mailbox::Receiver;
 use mailbox::Sender;
@@ -115,6 +115,13 @@ struct State {
     /// Payloads that changes are under way on, and how many; a move waits for them.
     changing: BTreeMap<PayloadId, usize>,
     closing: bool,
+}
+
+impl State {
+    /// The first place of the log that is not yet durable. Places grow along the log.
+    fn first_dirty(&self) -> Option<Location> {
+        self.tail.first_place().or_else(|| self.log.open_place())
+    }
 }
 
 struct Inner<D: Driver> {

@@ -382,6 +382,7 @@ impl Loading {
                     extents: root.map_or(Ok(Tree::new()), |root| extents.tree(root))?,
                     zeroed: holes.map_or(Ok(Tree::new()), |root| zeroed.tree(root))?,
                     changed: Lsn(0),
+                    blocks: Cell::new(None),
                 };
                 map.restore(payload, payload_value)
                     .map_err(|_| "a checkpoint holds a payload twice")
