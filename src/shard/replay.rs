@@ -278,7 +278,11 @@ impl<D: Driver> Recovery<'_, D> {
                         next,
                         proven,
                     };
+                    let before = scan.page;
                     (next, chain) = self.step_over(&bad, &mut scan, recovered);
+                    if scan.page == before {
+                        break;
+                    }
                 }
             }
         }
@@ -287,7 +291,7 @@ impl<D: Driver> Recovery<'_, D> {
     }
 
     /// Goes past a committed batch whose head is bad: with its records from the footer, or without.
-    /// Returns what is expected next.
+    /// Returns what is expected next. Where nothing good is left, the scan stays where it is.
     fn step_over(&self, bad: &Bad<'_>, scan: &mut Scan, recovered: &mut Recovered) -> (Lsn, u32) {
         mark("hole ruled corruption");
         recovered.stats.checksum_failures += 1;
@@ -304,11 +308,15 @@ impl<D: Driver> Recovery<'_, D> {
             let (head, _) = BatchHead::parse(bad.identity, page, &bad.bytes[at..at + PAGE]).ok()?;
             (head.lsn > bad.next && head.lsn <= bad.proven.next()).then_some((page, head))
         };
-        let (page, expected) = match (scan.page + 1..bad.limit).find_map(good) {
-            Some((page, head)) => (page, (head.lsn, head.chain)),
-            None => (bad.limit, (bad.proven.next(), 0)),
+        let expected = match (scan.page + 1..bad.limit).find_map(good) {
+            Some((page, head)) => {
+                scan.fill(page);
+                (head.lsn, head.chain)
+            }
+            // Nothing good is left here: the segment ends before the bad batch, and the log goes on
+            // behind what was promised.
+            None => (bad.proven.next(), 0),
         };
-        scan.fill(page);
         // What the checkpoint holds is not lost with its records.
         let first = bad.next.max(recovered.end.next_lsn);
         recovered.stats.batches_lost += expected.0.0.saturating_sub(first.0);
