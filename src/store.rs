@@ -378,7 +378,11 @@ impl Store {
     ///
     /// `InvalidInput` past 2^62, `Full`, `Poisoned`.
     pub async fn truncate(&self, id: &PayloadId, size: u64) -> Result<()> {
-        check_range(size, 0)?;
+        if size > PAYLOAD_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "a payload ends at 2^62 at the latest: size={size}"
+            )));
+        }
         self.ask(id, |reply| Work::Truncate {
             id: id.clone(),
             size,

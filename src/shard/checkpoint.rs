@@ -44,6 +44,8 @@ pub(super) struct Upkeep {
     pub(super) cleaned_at: Option<(Lsn, u64)>,
     /// Bytes that had ceased to be referred to when cleaning last looked.
     pub(super) lost_then: u64,
+    /// A checkpoint is being written. One at a time: they share the name of the unfinished file.
+    checkpointing: bool,
     /// Segments with bytes that cannot be read, and so not moved.
     pub(super) unmovable: BTreeSet<SegmentId>,
 }
@@ -156,6 +158,7 @@ impl<D: Driver> Shard<D> {
 
     /// Writes a checkpoint and makes it the newest.
     pub(super) async fn checkpoint(&self) -> Result<()> {
+        let _turn = self.checkpoint_turn().await;
         self.check_poison()?;
         let unchanged = {
             let mut state = self.state();
@@ -184,6 +187,14 @@ impl<D: Driver> Shard<D> {
         self.finish_checkpoint(sequence, bytes, begun.end.next_lsn, &begun.dead)
             .await;
         Ok(())
+    }
+
+    /// Waits until no other checkpoint is being written; the next one waits for the result.
+    async fn checkpoint_turn(&self) -> Turn<D> {
+        let free = || (!self.0.state.borrow().upkeep.checkpointing).then_some(());
+        self.0.room.until(free).await;
+        self.0.state.borrow_mut().upkeep.checkpointing = true;
+        Turn(self.clone())
     }
 
     async fn room_to_close(&self) -> Result<()> {
@@ -383,6 +394,16 @@ impl<D: Driver> Shard<D> {
             // A file that stays behind is found, and called free, at the next opening.
             let _ = self.0.driver.unlink(&self.0.files.path(file)).await;
         }
+    }
+}
+
+/// The turn to write a checkpoint; dropping it lets the next one begin.
+struct Turn<D: Driver>(Shard<D>);
+
+impl<D: Driver> Drop for Turn<D> {
+    fn drop(&mut self) {
+        self.0.0.state.borrow_mut().upkeep.checkpointing = false;
+        self.0.0.room.notify();
     }
 }
 

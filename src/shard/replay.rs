@@ -45,6 +45,7 @@ impl<D: Driver> Recovery<'_, D> {
         entries: &[DirEntry],
         recovered: &mut Recovered,
     ) -> Result<Candidates> {
+        self.forget_reused(recovered).await;
         let known: BTreeSet<u64> = recovered.segments.iter().map(|held| held.file).collect();
         let mut candidates: Candidates = BTreeMap::new();
         let segment_bytes = self.params.segment_bytes();
@@ -95,6 +96,33 @@ impl<D: Driver> Recovery<'_, D> {
             }
         }
         Ok(candidates)
+    }
+
+    /// Forgets segments that nothing refers to and whose files are gone or hold others by now.
+    ///
+    /// A checkpoint lists all segments that were held when it was begun. Those that were dead then may
+    /// have been freed since, by that very checkpoint, and their files removed, or used for the tail.
+    async fn forget_reused(&self, recovered: &mut Recovered) {
+        let live = &recovered.map.live;
+        let dead = recovered
+            .segments
+            .iter()
+            .filter(|held| live.bytes(held.id) == 0);
+        let dead: Vec<_> = dead
+            .map(|held| (held.id, held.epoch, super::files::segment_name(held.file)))
+            .collect();
+        for (segment, epoch, name) in dead {
+            let head = self.read_head(&name).await;
+            let ours = head.is_some_and(|head| {
+                head.store == self.params.store
+                    && head.shard == self.params.shard
+                    && (head.segment, head.epoch) == (segment, epoch)
+            });
+            if !ours {
+                mark("listed segment was freed");
+                recovered.segments.forget(segment);
+            }
+        }
     }
 
     async fn read_head(&self, name: &str) -> Option<SegmentHead> {
