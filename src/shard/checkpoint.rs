@@ -98,11 +98,13 @@ impl State {
         self.upkeep.covered != Some(self.log.end().next_lsn) || self.log.has_open_batch()
     }
 
-    /// Whether files wait for nothing but checkpoints, and giving them back is worth those.
+    /// Whether files wait for nothing but checkpoints, and giving them back is worth those: because
+    /// they are wanted, because there is nothing else to do, or because they are many.
     fn freeing_due(&self) -> bool {
         let dead = self.segments.dead(|id| self.map.live.bytes(id) == 0).len() as u64;
         let gain = dead * self.log.segment_bytes();
-        gain > 0 && (self.space.wants_file() || gain >= self.last_checkpoint_bytes())
+        let cheap = 2 * LOG_PER_CHECKPOINT * self.last_checkpoint_bytes();
+        gain > 0 && (self.space.wants_file() || self.commit.at_rest || gain >= cheap)
     }
 }
 
@@ -156,7 +158,7 @@ impl<D: Driver> Shard<D> {
     pub(super) async fn checkpoint(&self) -> Result<()> {
         self.check_poison()?;
         let unchanged = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let state = &mut *state;
             let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
             let unchanged = !state.changed_since_checkpoint();
@@ -172,7 +174,7 @@ impl<D: Driver> Shard<D> {
         }
         let begun = self.begin_checkpoint();
         let result = self.write_checkpoint(&begun).await;
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         begun
             .payloads
             .into_iter()
@@ -197,7 +199,7 @@ impl<D: Driver> Shard<D> {
 
     /// The state that the checkpoint will hold, taken in one step.
     fn begin_checkpoint(&self) -> Begun {
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         let state = &mut *state;
         state.upkeep.logged_then = state.stats.device_written_bytes;
         let end = state.log.end();
@@ -228,7 +230,7 @@ impl<D: Driver> Shard<D> {
 
     async fn write_checkpoint(&self, begun: &Begun) -> Result<(u64, u64)> {
         let sequence = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             state.upkeep.next_sequence += 1;
             state.upkeep.next_sequence - 1
         };
@@ -283,7 +285,7 @@ impl<D: Driver> Shard<D> {
             out.push(item);
             bytes += self.drain_chunks(&file, &mut out, bytes).await?;
         }
-        let pass = self.0.state.borrow_mut().map.begin_pass();
+        let pass = self.state().map.begin_pass();
         let (mut extents, mut zeroed) = (0, 0);
         for (number, payload) in &begun.payloads {
             let item = Item::Payload {
@@ -322,7 +324,7 @@ impl<D: Driver> Shard<D> {
             .await?;
         let bytes = chunk.len() as u64;
         debug_assert!(bytes.is_multiple_of(PAGE as u64), "chunks are whole pages");
-        self.0.state.borrow_mut().stats.checkpoint_bytes += bytes;
+        self.state().stats.checkpoint_bytes += bytes;
         Ok(bytes)
     }
 
@@ -330,7 +332,7 @@ impl<D: Driver> Shard<D> {
     async fn finish_checkpoint(&self, sequence: u64, bytes: u64, next: Lsn, dead: &[SegmentId]) {
         mark("checkpoint");
         let old: Vec<u64> = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let state = &mut *state;
             state.stats.checkpoints += 1;
             state.upkeep.covered = Some(next);
@@ -359,18 +361,21 @@ impl<D: Driver> Shard<D> {
 
     /// Whether there are files that nothing needs while the shard is at rest.
     fn trimming_due(&self, state: &State) -> bool {
-        let at_rest = state.tail.is_empty() && !state.log.has_open_batch();
-        at_rest && state.segments.files_free() > 0
+        state.commit.at_rest && (state.segments.files_free() > 0 || state.space.has_spare())
     }
 
     /// Removes free files, so that a store at rest is as small as it may be.
     async fn trim(&self) {
         loop {
             let file = {
-                let mut state = self.0.state.borrow_mut();
+                let mut state = self.state();
                 if !self.trimming_due(&state) {
                     return;
                 }
+                let spare = state.space.take_spare();
+                spare
+                    .into_iter()
+                    .for_each(|file| state.segments.add_free(file));
                 state.segments.take_free()
             };
             let Some(file) = file else { return };

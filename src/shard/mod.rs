@@ -19,6 +19,7 @@ mod files;
 mod meta;
 mod read;
 mod recover;
+mod replay;
 mod signal;
 mod space;
 mod tail;
@@ -34,7 +35,7 @@ use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
-use crate::types::{Epoch, Generation, Nanos, PAGE, ShardId};
+use crate::types::{Epoch, Generation, Location, Nanos, PAGE, ShardId};
 use files::Files;
 use mailbox::Receiver;
 use mailbox::Sender;
@@ -116,6 +117,13 @@ struct State {
     closing: bool,
 }
 
+impl State {
+    /// The first place of the log that is not yet durable. Places grow along the log.
+    fn first_dirty(&self) -> Option<Location> {
+        self.tail.first_place().or_else(|| self.log.open_place())
+    }
+}
+
 struct Inner<D: Driver> {
     driver: D,
     params: Params,
@@ -172,7 +180,7 @@ impl<D: Driver> Shard<D> {
                 }
             }
             if self.now().since(began) > STALL {
-                self.0.state.borrow_mut().stats.shard_stalls += 1;
+                self.state().stats.shard_stalls += 1;
             }
         }
         if let Some(reply) = closing {
@@ -329,7 +337,7 @@ impl<D: Driver> Shard<D> {
 
     fn note(&self, op: Op, at: Nanos) {
         let now = self.now();
-        self.0.state.borrow_mut().latencies.record(op, at, now);
+        self.state().latencies.record(op, at, now);
     }
 
     /// Waits until the payload is not being moved, and keeps it from being moved while the result
@@ -357,6 +365,11 @@ impl<D: Driver> Shard<D> {
         })
     }
 
+    /// The state, to be changed before the next await.
+    fn state(&self) -> std::cell::RefMut<'_, State> {
+        self.0.state.borrow_mut()
+    }
+
     fn now(&self) -> Nanos {
         self.0.driver.now()
     }
@@ -367,7 +380,7 @@ impl<D: Driver> Shard<D> {
 
     /// Persists everything, so that the next opening replays nothing.
     async fn close(&self) -> Result<()> {
-        self.0.state.borrow_mut().closing = true;
+        self.state().closing = true;
         self.flush_all().await?;
         self.checkpoint().await
     }
@@ -395,7 +408,7 @@ impl<D: Driver> Shard<D> {
         );
         tracing::error!(shard = self.0.params.shard.0, %error, "{what} failed");
         let error = Error::with_source(ErrorKind::Poisoned, message, error);
-        self.0.state.borrow_mut().commit.poison.get_or_insert(error);
+        self.state().commit.poison.get_or_insert(error);
         self.0.committed.notify();
         self.0.room.notify();
         self.0.upkeep_due.notify();
@@ -411,7 +424,7 @@ struct Changing<D: Driver> {
 impl<D: Driver> Drop for Changing<D> {
     fn drop(&mut self) {
         let Some(id) = &self.id else { return };
-        let mut state = self.shard.0.state.borrow_mut();
+        let mut state = self.shard.state();
         let count = state
             .changing
             .get_mut(id)

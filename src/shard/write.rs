@@ -39,7 +39,7 @@ impl<D: Driver> Shard<D> {
             })
             .await?;
         }
-        self.0.state.borrow_mut().stats.written_bytes += data.len() as u64;
+        self.state().stats.written_bytes += data.len() as u64;
         Ok(())
     }
 
@@ -270,7 +270,7 @@ impl<D: Driver> Shard<D> {
             return Ok(Answer::Elsewhere);
         }
         self.check_poison()?;
-        self.0.state.borrow_mut().moving.insert(id.clone());
+        self.state().moving.insert(id.clone());
         let quiet = || (!self.0.state.borrow().changing.contains_key(id)).then_some(());
         self.0.finished.until(quiet).await;
         Ok(Answer::Done(self.0.state.borrow().map.find(id).is_some()))
@@ -283,7 +283,7 @@ impl<D: Driver> Shard<D> {
             self.0.params.routes.set(id, shard);
             result = self.disown(std::slice::from_ref(id)).await;
         }
-        self.0.state.borrow_mut().moving.remove(id);
+        self.state().moving.remove(id);
         self.0.finished.notify();
         result
     }
