@@ -44,6 +44,11 @@ pub(crate) struct ShardId(pub(crate) u16);
 pub(crate) struct SegmentId(pub(crate) u64);
 
 impl SegmentId {
+    /// Whether a [`Location`] can name it, and some after it.
+    pub(crate) fn is_valid(self) -> bool {
+        self.0 < 1 << (63 - OFFSET_BITS)
+    }
+
     /// The segment after this one.
     pub(crate) fn next(self) -> SegmentId {
         SegmentId(self.0 + 1)

@@ -93,7 +93,7 @@ impl<D: Driver> Shard<D> {
     /// Walks its extents, unless nothing in it is dirty and it was counted since it changed: clones
     /// would be walked again and again.
     fn count_blocks(&self, payload: &Payload, state: &super::State, stats: &mut Stats) {
-        stats.used_size += payload.size;
+        stats.used_size = stats.used_size.saturating_add(payload.size);
         let may_be_dirty = payload.changed > state.tail.durable();
         if let Some(blocks) = payload.blocks.get().filter(|_| !may_be_dirty) {
             stats.blocks_total += blocks;

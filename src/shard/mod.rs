@@ -165,8 +165,8 @@ impl<D: Driver> Shard<D> {
         self.spawn_committer();
         self.0.driver.spawn(self.clone().serve_control(control));
         let mut batch = VecDeque::new();
-        let mut closing = None;
-        while closing.is_none() {
+        let mut closing = Vec::new();
+        while closing.is_empty() {
             let free = || (self.0.working.get() < REQUESTS_MAX).then_some(());
             self.0.finished.until(free).await;
             if !mailbox.drain(&mut batch).await {
@@ -175,7 +175,7 @@ impl<D: Driver> Shard<D> {
             let began = self.now();
             for request in batch.drain(..) {
                 match request.work {
-                    Work::Close(reply) => closing = Some(reply),
+                    Work::Close(reply) => closing.push(reply),
                     _ => self.start(request),
                 }
             }
@@ -183,20 +183,18 @@ impl<D: Driver> Shard<D> {
                 self.state().stats.shard_stalls += 1;
             }
         }
-        if let Some(reply) = closing {
+        let ending = within(&self.0.driver, self.0.params.config.close_timeout, async {
             let idle = || (self.0.working.get() == 0).then_some(());
             self.0.finished.until(idle).await;
-            let closing = within(
-                &self.0.driver,
-                self.0.params.config.close_timeout,
-                self.close(),
-            );
-            let result = closing.await.unwrap_or_else(|| Err(self.close_timed_out()));
-            // The mailbox goes first: whoever sees the answer finds the store closed.
-            let result = outcome.get_or_init(|| result).clone();
-            drop(mailbox);
-            reply.send(result);
-        }
+            self.close().await
+        });
+        let result = ending.await.unwrap_or_else(|| Err(self.close_timed_out()));
+        let result = outcome.get_or_init(|| result).clone();
+        // The mailbox goes first: whoever sees the answer finds the store closed.
+        drop(mailbox);
+        closing
+            .into_iter()
+            .for_each(|reply| reply.send(result.clone()));
     }
 
     /// Begins a request: at once where nothing has to be waited for, else as a task of its own.
@@ -382,6 +380,10 @@ impl<D: Driver> Shard<D> {
     async fn close(&self) -> Result<()> {
         self.state().closing = true;
         self.flush_all().await?;
+        // A sealed segment has its checksums twice, and is not read at the next opening.
+        self.room_to_close().await?;
+        self.close_batch();
+        self.seal();
         self.checkpoint().await
     }
 

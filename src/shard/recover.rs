@@ -323,7 +323,7 @@ impl Loading {
                 next_payload,
                 next_generation,
             } => {
-                if next_lsn == 0 {
+                if next_lsn == 0 || !segment.is_valid() {
                     return Err("a checkpoint begins nowhere");
                 }
                 let next_lsn = Lsn(next_lsn);
@@ -342,7 +342,7 @@ impl Loading {
                 file,
                 pages,
             } => {
-                if segments.find(segment).is_some() || pages == 0 {
+                if segments.find(segment).is_some() || pages == 0 || !segment.is_valid() {
                     return Err("a checkpoint lists a segment twice, or an empty one");
                 }
                 let identity = Identity::new(&params.store, params.shard, segment, epoch);
