@@ -74,6 +74,13 @@ pub(crate) struct Epoch(pub(crate) u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct PayloadNo(pub(crate) u64);
 
+impl PayloadNo {
+    /// The number after this one.
+    pub(crate) fn next(self) -> PayloadNo {
+        PayloadNo(self.0 + 1)
+    }
+}
+
 /// Store-wide age of a payload's creation: of two shards that claim one id, the higher one owns it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Generation(pub(crate) u64);

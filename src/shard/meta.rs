@@ -23,14 +23,13 @@ impl<D: Driver> Shard<D> {
             .ok_or_else(Error::not_found)
     }
 
-    /// Names of payloads that live here, in order.
+    /// Names of payloads that are here, in order. One that is being moved may be on two shards.
     pub(super) fn list(&self, after: Option<&PayloadId>, limit: usize) -> Vec<PayloadId> {
-        let state = self.0.state.borrow();
-        let here = |id: &&PayloadId| self.0.params.routes.shard_of(id) == self.0.params.shard;
-        state
+        self.0
+            .state
+            .borrow()
             .map
             .names_after(after)
-            .filter(here)
             .take(limit)
             .cloned()
             .collect()

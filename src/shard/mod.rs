@@ -35,7 +35,7 @@ use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
-use crate::types::{Epoch, Generation, Location, Nanos, PAGE, ShardId};
+use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
 use files::Files;
 use mailbox::Receiver;
 use mailbox::Sender;
@@ -114,6 +114,8 @@ struct State {
     moving: BTreeSet<PayloadId>,
     /// Payloads that changes are under way on, and how many; a move waits for them.
     changing: BTreeMap<PayloadId, usize>,
+    /// With several shards: payloads that were deleted here, and in which batch, until it is durable.
+    deleted: BTreeMap<PayloadId, Lsn>,
     closing: bool,
 }
 
@@ -304,8 +306,8 @@ impl<D: Driver> Shard<D> {
                 self.0.driver.spawn(async move {
                     match control {
                         Control::Hold { id, reply } => reply.send(shard.hold(&id).await),
-                        Control::Release { id, moved, reply } => {
-                            reply.send(shard.release(&id, moved).await);
+                        Control::Release { id, end, reply } => {
+                            reply.send(shard.release(&id, end).await);
                         }
                         Control::Settle { claims, reply } => {
                             reply.send(shard.settle_claims(&claims).await);

@@ -101,6 +101,7 @@ impl<D: Driver> Shard<D> {
             latencies: Latencies::new(),
             moving: BTreeSet::new(),
             changing: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             closing: false,
         };
         let files = Files::new(driver.clone(), params.clone());
