@@ -116,7 +116,9 @@ impl<D: Driver> Shard<D> {
             upkeep_due: Signal::default(),
             finished: Signal::default(),
             peers,
+            writing: Cell::new(0),
             working: Cell::new(0),
+            ending: Cell::new(false),
         })))
     }
 
