@@ -112,11 +112,20 @@ impl<D: Driver> Shard<D> {
         mark("cleaning");
         let ranges = self.collect(&victims).await;
         let moved = self.move_ranges(&ranges).await;
-        // What was moved is used even if not everything could be.
+        // What was moved is used even if not everything could be; extents may refer to a copy that is
+        // not durable, since no checkpoint is begun before it is.
         let settled = self.settle(&victims).await;
         let lost = self.0.state.borrow().map.live.lost();
         self.state().upkeep.lost_then = lost;
         moved.and(settled)
+    }
+
+    /// Bytes that the cleaner may move before it would have to wait for what it is to free.
+    fn room_to_move(&self, state: &State) -> u64 {
+        let free = self
+            .segments_max(Purpose::Clean)
+            .saturating_sub(state.segments.len());
+        (free as u64).clamp(1, MOVED_SEGMENTS_MAX) * state.log.segment_bytes()
     }
 
     /// Live bytes per segment: from the counts, or exactly, by a walk, while clones share.
@@ -170,7 +179,7 @@ impl<D: Driver> Shard<D> {
         let mut moved = 0;
         for (_, id, bytes) in candidates.into_iter().take(VICTIMS_MAX) {
             moved += bytes;
-            if !victims.is_empty() && moved > MOVED_SEGMENTS_MAX * segment_bytes {
+            if !victims.is_empty() && moved > self.room_to_move(&state) {
                 break;
             }
             victims.insert(id);

@@ -101,6 +101,7 @@ impl<D: Driver> Shard<D> {
             latencies: Latencies::new(),
             moving: BTreeSet::new(),
             changing: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             closing: false,
         };
         let files = Files::new(driver.clone(), params.clone());
@@ -115,7 +116,9 @@ impl<D: Driver> Shard<D> {
             upkeep_due: Signal::default(),
             finished: Signal::default(),
             peers,
+            writing: Cell::new(0),
             working: Cell::new(0),
+            ending: Cell::new(false),
         })))
     }
 
@@ -323,7 +326,7 @@ impl Loading {
                 next_payload,
                 next_generation,
             } => {
-                if next_lsn == 0 {
+                if next_lsn == 0 || !segment.is_valid() {
                     return Err("a checkpoint begins nowhere");
                 }
                 let next_lsn = Lsn(next_lsn);
@@ -342,7 +345,7 @@ impl Loading {
                 file,
                 pages,
             } => {
-                if segments.find(segment).is_some() || pages == 0 {
+                if segments.find(segment).is_some() || pages == 0 || !segment.is_valid() {
                     return Err("a checkpoint lists a segment twice, or an empty one");
                 }
                 let identity = Identity::new(&params.store, params.shard, segment, epoch);

@@ -152,8 +152,10 @@ impl<D: Driver> Recovery<'_, D> {
                 continue;
             }
             let first = candidate.head.first_lsn;
-            if id != recovered.end.segment && first != next {
-                if first < next || proven < next {
+            let chain = recovered.end.chain;
+            let chained = chain == 0 || candidate.head.chain == chain;
+            if id != recovered.end.segment && !(first == next && chained) {
+                if first <= next || proven < next {
                     // Nothing says that what is missing in between was ever promised: the log ended
                     // before, and these are batches that the device took out of order.
                     mark("segments behind a tear dropped");
@@ -299,12 +301,15 @@ impl<D: Driver> Recovery<'_, D> {
                     break;
                 }
                 _ => {
+                    let behind = later.values().next();
+                    let behind = behind.map(|next| (next.head.first_lsn, next.head.chain));
                     let bad = Bad {
                         bytes: &bytes,
                         identity,
                         limit,
                         next,
                         proven,
+                        behind,
                     };
                     let before = scan.page;
                     (next, chain) = self.step_over(&bad, &mut scan, recovered);
@@ -343,7 +348,7 @@ impl<D: Driver> Recovery<'_, D> {
             }
             // Nothing good is left here: the segment ends before the bad batch, and the log goes on
             // behind what was promised.
-            None => (bad.proven.next(), 0),
+            None => bad.behind.unwrap_or((bad.proven.next(), 0)),
         };
         // What the checkpoint holds is not lost with its records.
         let first = bad.next.max(recovered.end.next_lsn);
@@ -387,7 +392,8 @@ impl<D: Driver> Recovery<'_, D> {
         recovered: &mut Recovered,
     ) -> Result<()> {
         let Scan { footer, page, copy } = scan;
-        let sealed = copy.as_ref() == Some(&footer);
+        let same = |copy: &Footer| copy.sums == footer.sums && copy.batches == footer.batches;
+        let sealed = copy.as_ref().is_some_and(same);
         let bytes = footer_bytes(&footer, head.identity(), self.driver.pool());
         let offset = u64::from(page) * PAGE as u64;
         if offset + bytes.len() as u64 > self.params.segment_bytes() {
@@ -457,7 +463,7 @@ const READ_BYTES: usize = 1 << 20;
 /// Of segments that an earlier recovery gave up, none counts once the log has gone on without them:
 /// along the log epochs never fall.
 fn drop_stale(candidates: &mut Candidates, segments: &mut Segments) {
-    let mut newest = None;
+    let mut newest = segments.iter().map(|held| held.epoch).max();
     candidates.retain(|_, candidate| {
         let fresh = newest.is_none_or(|newest| candidate.head.epoch >= newest);
         match fresh {
@@ -481,6 +487,10 @@ impl Scan {
         let head_page = &bytes[self.page as usize * PAGE..][..PAGE];
         self.footer.sums.push(identity.sum(self.page, head_page));
         self.footer.sums.extend_from_slice(&batch.data_sums);
+        self.footer.committed_through = self
+            .footer
+            .committed_through
+            .max(batch.head.committed_through);
         self.footer.batches.push(FooterBatch {
             lsn: batch.head.lsn,
             page: self.page,
@@ -532,6 +542,8 @@ struct Bad<'a> {
     limit: u32,
     next: Lsn,
     proven: Lsn,
+    /// What the next segment begins with.
+    behind: Option<(Lsn, u32)>,
 }
 
 /// Whether a footer lists a segment's batches without a gap, all of them proven to be durable.
