@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+pub mod loop_fs;
+
 use bytes::Bytes;
 use ringstore::{Config, DriverKind, Error, ErrorKind, PayloadId, Store};
 use std::fmt::Debug;
