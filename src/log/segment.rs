@@ -106,6 +106,9 @@ impl SegmentHead {
         if raw.version.get() != FORMAT_VERSION {
             return Err(Malformed("a segment is of another version"));
         }
+        if !SegmentId(raw.segment.get()).is_valid() {
+            return Err(Malformed("a segment's number is impossible"));
+        }
         Ok(SegmentHead {
             store: raw.store,
             shard: ShardId(raw.shard.get()),

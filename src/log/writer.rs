@@ -275,6 +275,13 @@ impl Log {
         record::encode(mutation, &mut batch.records);
     }
 
+    /// Where the open batch begins.
+    pub(crate) fn open_place(&self) -> Option<Location> {
+        let open = self.open.as_ref()?;
+        let batch = open.batch.as_ref()?;
+        Some(Location::new(open.id, batch.first_page * PAGE as u32))
+    }
+
     /// Copies bytes that lie in the open batch; `None` if they do not.
     pub(crate) fn read_open(&self, at: Location, len: u32) -> Option<Bytes> {
         let open = self.open.as_ref().filter(|open| open.id == at.segment())?;

@@ -139,18 +139,21 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn keep_up(&self) -> Result<()> {
-        let (cleaning, checkpointing) = {
+        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move to.
+        // So the former comes first, and no failure of the latter keeps it from its turn.
+        let checkpointing = {
             let state = self.0.state.borrow();
-            (
-                self.cleaning_due(&state),
-                state.checkpoint_due() || state.freeing_due(),
-            )
+            state.checkpoint_due() || state.freeing_due()
+        };
+        if checkpointing {
+            self.checkpoint().await?;
+        }
+        let cleaning = {
+            let state = self.0.state.borrow();
+            !state.freeing_due() && self.cleaning_due(&state)
         };
         if cleaning {
             self.clean().await?;
-        }
-        if checkpointing || cleaning {
-            self.checkpoint().await?;
         }
         self.trim().await;
         Ok(())
@@ -197,7 +200,7 @@ impl<D: Driver> Shard<D> {
         Turn(self.clone())
     }
 
-    async fn room_to_close(&self) -> Result<()> {
+    pub(super) async fn room_to_close(&self) -> Result<()> {
         self.0
             .room
             .until(|| {

@@ -37,6 +37,15 @@ const MOVED_SEGMENTS_MAX: u64 = 2;
 /// Walks after which references that are still left are left to a later pass.
 const WALKS_MAX: usize = 4;
 
+/// Bytes that are moved at once: a flush that meets them in its batch waits well under 0.1 ms longer.
+const MOVE_BYTES_MAX: u32 = 128 << 10;
+
+/// While there is room, the cleaner rests this many times as long as each move took.
+const REST_PER_MOVE: u32 = 3;
+
+/// Segments that may still be begun before the limit makes cleaning urgent.
+const SEGMENTS_LOW: usize = 4;
+
 /// Bytes of a relocation record.
 const RELOCATE_LEN: usize = 24;
 
@@ -61,7 +70,7 @@ impl<D: Driver> Shard<D> {
         if state.upkeep.cleaned_at == Some(progress) {
             return false;
         }
-        if state.space.wants_file() {
+        if self.is_urgent(state) {
             return true;
         }
         let held = state.held_bytes();
@@ -78,6 +87,12 @@ impl<D: Driver> Shard<D> {
                 slack * 10 > state.map.live.total() * 13 || lost > held / 8
             }
         }
+    }
+
+    /// Whether writers wait for what cleaning frees, or soon will.
+    fn is_urgent(&self, state: &State) -> bool {
+        state.space.wants_file()
+            || state.segments.len() + SEGMENTS_LOW > self.segments_max(Purpose::Data)
     }
 
     /// Moves what is live in the segments that are most worth it.
@@ -97,11 +112,20 @@ impl<D: Driver> Shard<D> {
         mark("cleaning");
         let ranges = self.collect(&victims).await;
         let moved = self.move_ranges(&ranges).await;
-        // What was moved is used even if not everything could be.
+        // What was moved is used even if not everything could be; extents may refer to a copy that is
+        // not durable, since no checkpoint is begun before it is.
         let settled = self.settle(&victims).await;
         let lost = self.0.state.borrow().map.live.lost();
         self.state().upkeep.lost_then = lost;
         moved.and(settled)
+    }
+
+    /// Bytes that the cleaner may move before it would have to wait for what it is to free.
+    fn room_to_move(&self, state: &State) -> u64 {
+        let free = self
+            .segments_max(Purpose::Clean)
+            .saturating_sub(state.segments.len());
+        (free as u64).clamp(1, MOVED_SEGMENTS_MAX) * state.log.segment_bytes()
     }
 
     /// Live bytes per segment: from the counts, or exactly, by a walk, while clones share.
@@ -155,7 +179,7 @@ impl<D: Driver> Shard<D> {
         let mut moved = 0;
         for (_, id, bytes) in candidates.into_iter().take(VICTIMS_MAX) {
             moved += bytes;
-            if !victims.is_empty() && moved > MOVED_SEGMENTS_MAX * segment_bytes {
+            if !victims.is_empty() && moved > self.room_to_move(&state) {
                 break;
             }
             victims.insert(id);
@@ -220,12 +244,21 @@ impl<D: Driver> Shard<D> {
     /// Copies ranges to the end of the log, and waits until the copies are durable.
     async fn move_ranges(&self, ranges: &[(Location, u32)]) -> Result<()> {
         let largest = self.0.state.borrow().log.data_bytes_max() as u32;
+        let largest = largest.min(MOVE_BYTES_MAX);
         let mut last = None;
         for &(at, len) in ranges {
             let mut done = 0;
             while done < len {
                 let part = (len - done).min(largest);
-                match self.move_range(at.advance(done), part).await {
+                let began = self.now();
+                let moved = self.move_range(at.advance(done), part).await;
+                if !self.is_urgent(&self.0.state.borrow()) {
+                    self.0
+                        .driver
+                        .sleep(self.now().since(began) * REST_PER_MOVE)
+                        .await;
+                }
+                match moved {
                     Ok(lsn) => last = Some(lsn),
                     Err(error) if error.kind() == ErrorKind::Corrupt => {
                         // Bytes that cannot be read cannot be moved; they stay, and are reported.

@@ -20,6 +20,7 @@ use crate::stats::Flushed;
 use crate::types::{Lsn, PAGE, SegmentId};
 use bytes::Bytes;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Bytes of batches that are being written at once, at most: enough to keep a device streaming, few
 /// enough that a small flush behind them waits milliseconds.
@@ -27,6 +28,9 @@ const WRITING_BYTES_MAX: usize = 4 << 20;
 
 /// Written bytes that are synced without being asked: the dirty memory they hold is needed again.
 const UNSYNCED_BYTES_MAX: usize = 8 << 20;
+
+/// Shortest time after which recorded bytes are appended unasked: below it the timer would only spin.
+const FLUSH_AFTER_MIN: Duration = Duration::from_millis(1);
 
 /// What the committer works on.
 pub(super) struct Commit {
@@ -288,11 +292,8 @@ impl<D: Driver> Shard<D> {
         self.0.driver.spawn(async move {
             loop {
                 let old = shard.last_lsn();
-                shard
-                    .0
-                    .driver
-                    .sleep(shard.0.params.config.flush_after)
-                    .await;
+                let pause = shard.0.params.config.flush_after.max(FLUSH_AFTER_MIN);
+                shard.0.driver.sleep(pause).await;
                 let mut state = shard.state();
                 if state.commit.poison.is_some() {
                     return;

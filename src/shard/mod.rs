@@ -35,7 +35,7 @@ use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
-use crate::types::{Epoch, Generation, Nanos, PAGE, ShardId};
+use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
 use files::Files;
 use mailbox::Receiver;
 use mailbox::Sender;
@@ -114,7 +114,16 @@ struct State {
     moving: BTreeSet<PayloadId>,
     /// Payloads that changes are under way on, and how many; a move waits for them.
     changing: BTreeMap<PayloadId, usize>,
+    /// With several shards: payloads that were deleted here, and in which batch, until it is durable.
+    deleted: BTreeMap<PayloadId, Lsn>,
     closing: bool,
+}
+
+impl State {
+    /// The first place of the log that is not yet durable. Places grow along the log.
+    fn first_dirty(&self) -> Option<Location> {
+        self.tail.first_place().or_else(|| self.log.open_place())
+    }
 }
 
 struct Inner<D: Driver> {
@@ -158,8 +167,8 @@ impl<D: Driver> Shard<D> {
         self.spawn_committer();
         self.0.driver.spawn(self.clone().serve_control(control));
         let mut batch = VecDeque::new();
-        let mut closing = None;
-        while closing.is_none() {
+        let mut closing = Vec::new();
+        while closing.is_empty() {
             let free = || (self.0.working.get() < REQUESTS_MAX).then_some(());
             self.0.finished.until(free).await;
             if !mailbox.drain(&mut batch).await {
@@ -168,7 +177,7 @@ impl<D: Driver> Shard<D> {
             let began = self.now();
             for request in batch.drain(..) {
                 match request.work {
-                    Work::Close(reply) => closing = Some(reply),
+                    Work::Close(reply) => closing.push(reply),
                     _ => self.start(request),
                 }
             }
@@ -176,20 +185,18 @@ impl<D: Driver> Shard<D> {
                 self.state().stats.shard_stalls += 1;
             }
         }
-        if let Some(reply) = closing {
+        let ending = within(&self.0.driver, self.0.params.config.close_timeout, async {
             let idle = || (self.0.working.get() == 0).then_some(());
             self.0.finished.until(idle).await;
-            let closing = within(
-                &self.0.driver,
-                self.0.params.config.close_timeout,
-                self.close(),
-            );
-            let result = closing.await.unwrap_or_else(|| Err(self.close_timed_out()));
-            // The mailbox goes first: whoever sees the answer finds the store closed.
-            let result = outcome.get_or_init(|| result).clone();
-            drop(mailbox);
-            reply.send(result);
-        }
+            self.close().await
+        });
+        let result = ending.await.unwrap_or_else(|| Err(self.close_timed_out()));
+        let result = outcome.get_or_init(|| result).clone();
+        // The mailbox goes first: whoever sees the answer finds the store closed.
+        drop(mailbox);
+        closing
+            .into_iter()
+            .for_each(|reply| reply.send(result.clone()));
     }
 
     /// Begins a request: at once where nothing has to be waited for, else as a task of its own.
@@ -299,8 +306,8 @@ impl<D: Driver> Shard<D> {
                 self.0.driver.spawn(async move {
                     match control {
                         Control::Hold { id, reply } => reply.send(shard.hold(&id).await),
-                        Control::Release { id, moved, reply } => {
-                            reply.send(shard.release(&id, moved).await);
+                        Control::Release { id, end, reply } => {
+                            reply.send(shard.release(&id, end).await);
                         }
                         Control::Settle { claims, reply } => {
                             reply.send(shard.settle_claims(&claims).await);
@@ -375,6 +382,10 @@ impl<D: Driver> Shard<D> {
     async fn close(&self) -> Result<()> {
         self.state().closing = true;
         self.flush_all().await?;
+        // A sealed segment has its checksums twice, and is not read at the next opening.
+        self.room_to_close().await?;
+        self.close_batch();
+        self.seal();
         self.checkpoint().await
     }
 

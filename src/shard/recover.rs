@@ -101,6 +101,7 @@ impl<D: Driver> Shard<D> {
             latencies: Latencies::new(),
             moving: BTreeSet::new(),
             changing: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             closing: false,
         };
         let files = Files::new(driver.clone(), params.clone());
@@ -323,7 +324,7 @@ impl Loading {
                 next_payload,
                 next_generation,
             } => {
-                if next_lsn == 0 {
+                if next_lsn == 0 || !segment.is_valid() {
                     return Err("a checkpoint begins nowhere");
                 }
                 let next_lsn = Lsn(next_lsn);
@@ -342,7 +343,7 @@ impl Loading {
                 file,
                 pages,
             } => {
-                if segments.find(segment).is_some() || pages == 0 {
+                if segments.find(segment).is_some() || pages == 0 || !segment.is_valid() {
                     return Err("a checkpoint lists a segment twice, or an empty one");
                 }
                 let identity = Identity::new(&params.store, params.shard, segment, epoch);
@@ -382,6 +383,7 @@ impl Loading {
                     extents: root.map_or(Ok(Tree::new()), |root| extents.tree(root))?,
                     zeroed: holes.map_or(Ok(Tree::new()), |root| zeroed.tree(root))?,
                     changed: Lsn(0),
+                    blocks: Cell::new(None),
                 };
                 map.restore(payload, payload_value)
                     .map_err(|_| "a checkpoint holds a payload twice")

@@ -152,8 +152,10 @@ impl<D: Driver> Recovery<'_, D> {
                 continue;
             }
             let first = candidate.head.first_lsn;
-            if id != recovered.end.segment && first != next {
-                if first < next || proven < next {
+            let chain = recovered.end.chain;
+            let chained = chain == 0 || candidate.head.chain == chain;
+            if id != recovered.end.segment && !(first == next && chained) {
+                if first <= next || proven < next {
                     // Nothing says that what is missing in between was ever promised: the log ended
                     // before, and these are batches that the device took out of order.
                     mark("segments behind a tear dropped");
@@ -299,14 +301,21 @@ impl<D: Driver> Recovery<'_, D> {
                     break;
                 }
                 _ => {
+                    let behind = later.values().next();
+                    let behind = behind.map(|next| (next.head.first_lsn, next.head.chain));
                     let bad = Bad {
                         bytes: &bytes,
                         identity,
                         limit,
                         next,
                         proven,
+                        behind,
                     };
+                    let before = scan.page;
                     (next, chain) = self.step_over(&bad, &mut scan, recovered);
+                    if scan.page == before {
+                        break;
+                    }
                 }
             }
         }
@@ -315,7 +324,7 @@ impl<D: Driver> Recovery<'_, D> {
     }
 
     /// Goes past a committed batch whose head is bad: with its records from the footer, or without.
-    /// Returns what is expected next.
+    /// Returns what is expected next. Where nothing good is left, the scan stays where it is.
     fn step_over(&self, bad: &Bad<'_>, scan: &mut Scan, recovered: &mut Recovered) -> (Lsn, u32) {
         mark("hole ruled corruption");
         recovered.stats.checksum_failures += 1;
@@ -332,11 +341,15 @@ impl<D: Driver> Recovery<'_, D> {
             let (head, _) = BatchHead::parse(bad.identity, page, &bad.bytes[at..at + PAGE]).ok()?;
             (head.lsn > bad.next && head.lsn <= bad.proven.next()).then_some((page, head))
         };
-        let (page, expected) = match (scan.page + 1..bad.limit).find_map(good) {
-            Some((page, head)) => (page, (head.lsn, head.chain)),
-            None => (bad.limit, (bad.proven.next(), 0)),
+        let expected = match (scan.page + 1..bad.limit).find_map(good) {
+            Some((page, head)) => {
+                scan.fill(page);
+                (head.lsn, head.chain)
+            }
+            // Nothing good is left here: the segment ends before the bad batch, and the log goes on
+            // behind what was promised.
+            None => bad.behind.unwrap_or((bad.proven.next(), 0)),
         };
-        scan.fill(page);
         // What the checkpoint holds is not lost with its records.
         let first = bad.next.max(recovered.end.next_lsn);
         recovered.stats.batches_lost += expected.0.0.saturating_sub(first.0);
@@ -379,7 +392,8 @@ impl<D: Driver> Recovery<'_, D> {
         recovered: &mut Recovered,
     ) -> Result<()> {
         let Scan { footer, page, copy } = scan;
-        let sealed = copy.as_ref() == Some(&footer);
+        let same = |copy: &Footer| copy.sums == footer.sums && copy.batches == footer.batches;
+        let sealed = copy.as_ref().is_some_and(same);
         let bytes = footer_bytes(&footer, head.identity(), self.driver.pool());
         let offset = u64::from(page) * PAGE as u64;
         if offset + bytes.len() as u64 > self.params.segment_bytes() {
@@ -449,7 +463,7 @@ const READ_BYTES: usize = 1 << 20;
 /// Of segments that an earlier recovery gave up, none counts once the log has gone on without them:
 /// along the log epochs never fall.
 fn drop_stale(candidates: &mut Candidates, segments: &mut Segments) {
-    let mut newest = None;
+    let mut newest = segments.iter().map(|held| held.epoch).max();
     candidates.retain(|_, candidate| {
         let fresh = newest.is_none_or(|newest| candidate.head.epoch >= newest);
         match fresh {
@@ -473,6 +487,10 @@ impl Scan {
         let head_page = &bytes[self.page as usize * PAGE..][..PAGE];
         self.footer.sums.push(identity.sum(self.page, head_page));
         self.footer.sums.extend_from_slice(&batch.data_sums);
+        self.footer.committed_through = self
+            .footer
+            .committed_through
+            .max(batch.head.committed_through);
         self.footer.batches.push(FooterBatch {
             lsn: batch.head.lsn,
             page: self.page,
@@ -524,6 +542,8 @@ struct Bad<'a> {
     limit: u32,
     next: Lsn,
     proven: Lsn,
+    /// What the next segment begins with.
+    behind: Option<(Lsn, u32)>,
 }
 
 /// Whether a footer lists a segment's batches without a gap, all of them proven to be durable.

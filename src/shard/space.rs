@@ -252,7 +252,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// How many segments may be held when one more is begun for this purpose.
-    fn segments_max(&self, purpose: Purpose) -> usize {
+    pub(super) fn segments_max(&self, purpose: Purpose) -> usize {
         let files_max = self.0.params.files_max();
         match purpose {
             Purpose::Data => files_max.saturating_sub(1).max(2),
