@@ -508,7 +508,7 @@ fn killed_on_a_file_system_that_runs_full_nothing_durable_is_harmed() {
     let piece = vec![0xBA; MIB];
     while file.write_all(&piece).is_ok() {}
     let len = file.metadata().unwrap().len();
-    file.set_len(len - (3 << 20)).unwrap();
+    file.set_len(len - (1536 << 10)).unwrap();
     file.sync_all().unwrap();
     let rounds = env_number("RINGSTORE_CRASH_ROUNDS", 60) / 4;
     let full = kill_rounds(&rigs, rounds.max(10), true);
