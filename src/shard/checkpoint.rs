@@ -295,7 +295,11 @@ impl<D: Driver> Shard<D> {
         temporary: &str,
     ) -> io::Result<u64> {
         let _ = self.0.driver.unlink(temporary).await;
-        let file = self.0.driver.open(temporary, OpenMode::CreateNew).await?;
+        let file = self
+            .0
+            .files
+            .open_path(temporary, OpenMode::CreateNew)
+            .await?;
         let params = &self.0.params;
         let mut out = Out {
             encoder: Encoder::new(identity(&params.store, params.shard, sequence)),

@@ -467,7 +467,7 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn try_make_file(&self, number: u64, path: &str) -> io::Result<()> {
-        let file = self.0.driver.open(path, OpenMode::CreateNew).await?;
+        let file = self.0.files.open_path(path, OpenMode::CreateNew).await?;
         let bytes = self.0.params.segment_bytes();
         file.allocate(bytes).await?;
         let commits = {
