@@ -13,8 +13,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     store.copy(&disk, &clone).await?;
     store.write_at(&clone, 0, "W".into()).await?;
 
-    assert_eq!(store.read_at(&disk, 0, 64).await?.into_bytes(), "written once");
-    assert_eq!(store.read_at(&clone, 0, 64).await?.into_bytes(), "Written once");
+    assert_eq!(
+        store.read_at(&disk, 0, 64).await?.into_bytes(),
+        "written once"
+    );
+    assert_eq!(
+        store.read_at(&clone, 0, 64).await?.into_bytes(),
+        "Written once"
+    );
     store.close().await?;
     Ok(())
 }
