@@ -12,6 +12,8 @@ mod mutation;
 mod payload_id;
 mod residency;
 mod shard;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod stats;
 mod store;
 mod superblock;

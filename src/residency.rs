@@ -106,6 +106,11 @@ impl Segments {
         held
     }
 
+    /// A segment's file turned out to be gone, or to hold another one: it is held no longer.
+    pub(crate) fn forget(&mut self, id: SegmentId) {
+        self.held.remove(&id);
+    }
+
     /// A file of this number exists, or has just been removed: new ones are numbered behind it.
     pub(crate) fn note_file(&mut self, file: u64) {
         self.next_file = self.next_file.max(file + 1);

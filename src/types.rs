@@ -44,6 +44,11 @@ pub(crate) struct ShardId(pub(crate) u16);
 pub(crate) struct SegmentId(pub(crate) u64);
 
 impl SegmentId {
+    /// Whether a [`Location`] can name it, and some after it.
+    pub(crate) fn is_valid(self) -> bool {
+        self.0 < 1 << (63 - OFFSET_BITS)
+    }
+
     /// The segment after this one.
     pub(crate) fn next(self) -> SegmentId {
         SegmentId(self.0 + 1)
@@ -68,6 +73,13 @@ pub(crate) struct Epoch(pub(crate) u64);
 /// Internal number of a payload within its shard. A deleted payload's number is never used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct PayloadNo(pub(crate) u64);
+
+impl PayloadNo {
+    /// The number after this one.
+    pub(crate) fn next(self) -> PayloadNo {
+        PayloadNo(self.0 + 1)
+    }
+}
 
 /// Store-wide age of a payload's creation: of two shards that claim one id, the higher one owns it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -9,6 +9,12 @@ use crate::types::ShardId;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
+/// Memory for reads in the arena, beside that for dirty bytes: 64 reads of 128 KiB in flight.
+const READ_ARENA_BYTES: usize = 8 << 20;
+
+/// Largest arena of a shard; what is beyond comes from the heap.
+const ARENA_BYTES_MAX: usize = 64 << 20;
+
 /// Starts the shards of one store.
 pub(crate) trait World {
     /// The time that its drivers tell.
@@ -76,13 +82,14 @@ impl World for Machine {
         let core = config
             .pin_threads
             .then(|| usize::from(shard.0) % Machine::cores());
+        let share = config.dirty_bytes_max as usize / config.shards.unwrap_or(1);
         let options = Launch {
             kind: config.driver,
             root: config.dir.clone(),
             shard,
             core,
             idle_spin: config.idle_spin,
-            arena_bytes: 0,
+            arena_bytes: (share + READ_ARENA_BYTES).min(ARENA_BYTES_MAX),
             lock: Some(self.lock.clone()),
         };
         launch(options, main).map(Resident::Thread)

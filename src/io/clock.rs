@@ -1,8 +1,8 @@
 //! Where time comes from.
 //!
 //! Invariants:
-//! 1. It never goes back, and all real clocks of a process count from one base, so that times taken on
-//!    different shards may be compared.
+//! 1. It never goes back, and all real clocks of a process count from one base, so that times taken
+//!    on different shards may be compared.
 //!
 //! Deliberately not here: sleeping (a driver's), and the wall clock (nobody's).
 

@@ -2,10 +2,10 @@
 //! whole.
 //!
 //! Invariants:
-//! 1. A path that passed [`check_path`] is relative and has no `..`; it is resolved beneath the store's
-//!    directory without following a single link, so nothing outside is ever opened.
-//! 2. A file is opened past the page cache unless its file system cannot do that, and then it is said
-//!    aloud once.
+//! 1. A path that passed [`check_path`] is relative and has no `..`; it is resolved beneath the
+//!    store's directory without following a single link, so nothing outside is ever opened.
+//! 2. A file is opened past the page cache unless its file system cannot do that, and then it is
+//!    said aloud once.
 //! 3. A transfer is begun anew [`TRIES_MAX`] times at most.
 //!
 //! Deliberately not here: waiting. The calls here either never block for long, or are made by those
@@ -217,7 +217,8 @@ pub(super) fn assert_aligned(offset: u64, bytes: &[u8]) {
     );
 }
 
-/// The names in an open directory, sorted. Names that are not UTF-8 are nobody's here, and left out.
+/// The names in an open directory, sorted. Names that are not UTF-8 are nobody's here, and left
+/// out.
 pub(super) fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<DirEntry>> {
     let mut entries = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {

@@ -3,10 +3,12 @@
 //! Invariants:
 //! 1. A task is in at most one queue at a time (`Handle::queued`), so the queues are no longer than
 //!    there are tasks.
-//! 2. No wake-up is lost: a thread that posts looks at `parked` after its post, and the executor looks
-//!    at the inbox after it has set `parked`; the inbox's lock orders the two.
-//! 3. No borrow is held while a future is polled or dropped, so that both may spawn, sleep and wake.
-//! 4. After `shutdown` nothing runs any more: tasks are dropped, new ones too, wake-ups are ignored.
+//! 2. No wake-up is lost: a thread that posts looks at `parked` after its post, and the executor
+//!    looks at the inbox after it has set `parked`; the inbox's lock orders the two.
+//! 3. No borrow is held while a future is polled or dropped, so that both may spawn, sleep and
+//!    wake.
+//! 4. After `shutdown` nothing runs any more: tasks are dropped, new ones too, wake-ups are
+//!    ignored.
 //!
 //! Deliberately not here: I/O. A driver plugs in as [`Park`], and is kicked through [`Kick`].
 
@@ -311,7 +313,8 @@ impl Executor {
             _ => None,
         };
         let Some(mut future) = future else { return };
-        // From here on a wake-up queues it again. Acquire, to see what the waker's thread did before.
+        // From here on a wake-up queues it again. Acquire, to see what the waker's thread did
+        // before.
         handle.queued.swap(false, Ordering::AcqRel);
         let waker = Waker::from(handle);
         let mut context = Context::from_waker(&waker);
@@ -355,7 +358,8 @@ impl Executor {
         }
         let shared = &self.0.shared;
         shared.parked.store(true, Ordering::SeqCst);
-        // The flag `posted` is not enough here: only the lock orders this look after the store above.
+        // The flag `posted` is not enough here: only the lock orders this look after the store
+        // above.
         if shared.inbox().queue.is_empty() {
             park.park(self.until_timer());
         }

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! 1. A driver is built, used and ended on its shard's own thread; nothing of it is ever elsewhere.
-//! 2. However the shard's main ends, also by a panic, its tasks are dropped first, and then the driver
-//!    drains: no memory is freed that the kernel may still write to.
+//! 2. However the shard's main ends, also by a panic, its tasks are dropped first, and then the
+//!    driver drains: no memory is freed that the kernel may still write to.
 //! 3. A fall-back is never silent: it is logged here, and the driver's name tells it in the stats.
 //!
 //! Threads are started here and in `threads`, nowhere else. Deliberately not here: how many shards
@@ -17,7 +17,7 @@ use crate::io::clock::Clock;
 use crate::io::executor::{Executor, Park};
 use crate::io::lock::DirLock;
 use crate::io::threads::Threads;
-use crate::io::uring::{Unbuilt, Uring};
+use crate::io::uring::{self, Refusal, Unbuilt, Uring};
 use crate::types::ShardId;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -92,6 +92,11 @@ pub(crate) fn launch<M: ShardMain>(launch: Launch, main: M) -> Result<ShardThrea
     })
 }
 
+/// Whether an io_uring can be had here and now, and if not, why.
+pub(crate) fn probe_uring() -> std::result::Result<(), Refusal> {
+    uring::probe()
+}
+
 /// The life of a shard's thread.
 fn live<M: ShardMain>(launch: &Launch, main: M) {
     match launch.kind {
@@ -111,12 +116,12 @@ fn live<M: ShardMain>(launch: &Launch, main: M) {
 }
 
 fn build_uring(launch: &Launch) -> std::result::Result<Uring, Unbuilt> {
-    let pool = BufPool::new();
+    let pool = BufPool::with_arena(launch.arena_bytes);
     Uring::build(&launch.root, Clock::Real, pool, is_first(launch))
 }
 
 fn live_on_threads<M: ShardMain>(launch: &Launch, main: M) {
-    let pool = BufPool::new();
+    let pool = BufPool::with_arena(launch.arena_bytes);
     match Threads::build(&launch.root, Clock::Real, pool, is_first(launch)) {
         Ok(driver) => inhabit(driver, launch, main),
         Err(error) => main.refused(error),
@@ -156,12 +161,12 @@ fn pin(launch: &Launch) {
         .set(core)
         .and_then(|()| sched_setaffinity(Pid::from_raw(0), &cores));
     if let Err(error) = pinned {
-        tracing::warn!(shard = launch.shard.0, core, %error, "a shard cannot be pinned to its core");
+        tracing::warn!(shard = launch.shard.0, core, %error, "a shard cannot be pinned");
     }
 }
 
 /// Says why there is no io_uring: once, since the cause is the process's and not a shard's.
-fn warn_of_fallback(refusal: &super::uring::Refusal) {
+fn warn_of_fallback(refusal: &Refusal) {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if !WARNED.swap(true, Ordering::Relaxed) {
         tracing::warn!(cause = %refusal, "no io_uring, using threads, which are slower");
@@ -206,7 +211,7 @@ mod tests {
     fn each_kind_runs_or_refuses() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
-        let has_uring = super::super::uring::probe_uring().is_ok();
+        let has_uring = probe_uring().is_ok();
         for kind in [DriverKind::Auto, DriverKind::Uring, DriverKind::Threads] {
             let (sender, reports) = channel();
             let reporter = Reporter(sender.clone());
@@ -214,10 +219,7 @@ mod tests {
                 .unwrap()
                 .join()
                 .unwrap();
-            let name = match reports.recv().unwrap() {
-                Ok(name) => name,
-                Err(_) => "refused",
-            };
+            let name = reports.recv().unwrap().unwrap_or("refused");
             match (kind, has_uring) {
                 (DriverKind::Threads, _) | (DriverKind::Auto, false) => assert_eq!(name, "threads"),
                 (_, true) => assert_eq!(name, "uring"),

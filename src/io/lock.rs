@@ -1,9 +1,10 @@
 //! One process, one engine per directory: the exclusive lock and who holds it.
 //!
 //! Invariants:
-//! 1. The lock is the kernel's, on the open file: it ends with its process, however that ends, so the
-//!    file's existence and its text mean nothing by themselves.
-//! 2. The file is never unlinked: whoever waits on an unlinked file would lock what nobody else sees.
+//! 1. The lock is the kernel's, on the open file: it ends with its process, however that ends, so
+//!    the file's existence and its text mean nothing by themselves.
+//! 2. The file is never unlinked: whoever waits on an unlinked file would lock what nobody else
+//!    sees.
 //!
 //! Deliberately not here: waiting. Two engines on one directory are a mistake, not a queue.
 

@@ -4,10 +4,10 @@
 //! blocking threads, and in the simulator, where a seed decides everything.
 //!
 //! Rules that every driver keeps, and the conformance suite (`io::suite`) checks:
-//! 1. Buffers are owned by the driver from the first poll of an operation to its completion. Dropping
-//!    the future forgets the operation; its buffer comes home with the completion.
-//! 2. A completed write is visible, not durable. `sync` makes durable what had *completed* before it
-//!    was called; a write with [`Durability::Synced`] makes itself durable, nothing else.
+//! 1. Buffers are owned by the driver from the first poll of an operation to its completion.
+//!    Dropping the future forgets the operation; its buffer comes home with the completion.
+//! 2. A completed write is visible, not durable. `sync` makes durable what had *completed* before
+//!    it was called; a write with [`Durability::Synced`] makes itself durable, nothing else.
 //! 3. A created, renamed or unlinked name is durable only after `sync_dir` of its directory.
 //! 4. Short transfers are continued and EAGAIN/EINTR resubmitted here, bounded; callers see all or
 //!    an error.

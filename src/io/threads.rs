@@ -163,7 +163,8 @@ impl Park for Threads {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The queue between the shard and its workers. It is as long as the shard has operations in flight.
+/// The queue between the shard and its workers. It is as long as the shard has operations in
+/// flight.
 #[derive(Default)]
 struct Jobs {
     queue: Mutex<JobQueue>,
@@ -388,7 +389,26 @@ fn open_beneath(root: &Root, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
         true => Mode::from_raw_mode(FILE_MODE),
         false => Mode::empty(),
     };
-    again(|| Ok(rustix::fs::openat2(root, path, flags, mode, RESOLVE)?))
+    let opened = again(|| Ok(rustix::fs::openat2(root, path, flags, mode, RESOLVE)?));
+    match opened {
+        // Linux has it since 5.6, but gVisor, where io_uring is refused as well, has not.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOSYS) => {
+            walk(root, path, flags, mode)
+        }
+        opened => opened,
+    }
+}
+
+/// Opens a checked path name by name, following no link, for want of `openat2`.
+fn walk(root: &Root, path: &str, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let (dir, name) = disk::split(path);
+    let mut at = root.as_fd().try_clone_to_owned()?;
+    for part in dir.split('/').filter(|part| !part.is_empty()) {
+        let flags = DIR_FLAGS | OFlags::PATH | OFlags::NOFOLLOW;
+        at = rustix::fs::openat(&at, part, flags, Mode::empty())?;
+    }
+    let flags = flags | OFlags::NOFOLLOW;
+    again(|| Ok(rustix::fs::openat(&at, name, flags, mode)?))
 }
 
 fn open_file(root: &Root, path: &str, mode: OpenMode) -> io::Result<OpenFile> {
@@ -562,5 +582,46 @@ impl DriverFile for ThreadsFile {
 mod tests {
     use super::*;
 
-    fn conform() {}
+    #[test]
+    fn walking_follows_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("a/b")).unwrap();
+        std::fs::write(path("a/b/file"), "").unwrap();
+        std::os::unix::fs::symlink(path("a"), path("link")).unwrap();
+        std::os::unix::fs::symlink(path("a/b/file"), path("a/link")).unwrap();
+        let root = Root::open(dir.path(), false).unwrap();
+        let open = |path| walk(&root, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        assert!(open("a/b/file").is_ok());
+        assert!(walk(&root, "a/b", DIR_FLAGS, Mode::empty()).is_ok());
+        for path in ["link/b/file", "a/link", "a/none", "none/file"] {
+            assert!(open(path).is_err(), "{path}");
+        }
+        assert!(walk(&root, "link", DIR_FLAGS, Mode::empty()).is_err());
+    }
+
+    #[test]
+    fn what_comes_too_late_or_panics_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let build = || Threads::build(dir.path(), Clock::Real, BufPool::new(), false).unwrap();
+        let driver = build();
+        driver.drain();
+        let result = poll_once(driver.run(|| Ok(7)));
+        assert!(matches!(result, Poll::Ready(Err(_))));
+
+        let driver = build();
+        let mut job = driver.run::<()>(|| panic!("as the test wants it"));
+        let early = poll_once(&mut job);
+        driver.drain();
+        // The worker may have been quicker than the first look.
+        let result = match early {
+            Poll::Pending => poll_once(&mut job),
+            ready => ready,
+        };
+        assert!(matches!(result, Poll::Ready(Err(_))));
+    }
+
+    fn poll_once<F: Future + Unpin>(mut future: F) -> Poll<F::Output> {
+        Pin::new(&mut future).poll(&mut Context::from_waker(Waker::noop()))
+    }
 }

@@ -1,39 +1,39 @@
 //! The ring: what is in flight with the kernel, and the memory that the kernel may touch meanwhile.
 //!
 //! Invariants:
-//! 1. Everything that an entry points to belongs to its [`Request`], which lies in `ops` from before
-//!    the entry is pushed until its completion has been reaped. Nothing takes it out earlier: a
-//!    dropped future only marks its operation as orphaned.
+//! 1. Everything that an entry points to belongs to its [`Request`], which lies in `ops` from
+//!    before the entry is pushed until its completion has been reaped. Nothing takes it out
+//!    earlier: a dropped future only marks its operation as orphaned.
 //! 2. What a request owns does not move when the request does: its memory is on the heap.
 //! 3. An entry has exactly one completion, and `user_data` is its key in `ops`, so `in_ring` counts
 //!    what the kernel may still touch. The ring is dropped at 0; a disk that never answers makes us
 //!    leak the memory instead.
-//! 4. No more entries are in the ring than its completion queue holds; the others wait in `backlog`,
-//!    unseen by the kernel, and may simply be taken out.
-//! 5. Nothing is dropped and nobody woken while the ring is borrowed: both are handed out in [`Event`].
+//! 4. No more entries are in the ring than its completion queue holds; the others wait in
+//!    `backlog`, unseen by the kernel, and may simply be taken out.
+//! 5. Nothing is dropped and nobody woken while the ring is borrowed: both are handed out in
+//!    [`Event`].
 //!
-//! One of the two files with `unsafe`. Deliberately not here: what the operations are for (`driver`).
+//! One of the two files with `unsafe`. Deliberately not here: what the operations are for
+//! (`driver`).
 
 mod driver;
 mod refusal;
+mod request;
 
-pub(crate) use driver::{Unbuilt, Uring, UringFile};
-pub(crate) use refusal::{Refusal, probe as probe_uring};
+pub(crate) use driver::{Unbuilt, Uring};
+pub(crate) use refusal::{Refusal, probe};
 
-use crate::buf::AlignedBuf;
-use crate::io::Durability;
-use crate::io::disk::{DIR_MODE, Direction, Step, Transfer};
+use crate::buf::{Arena, BufPool};
+use crate::io::disk::{Step, Transfer};
 use crate::io::executor::Kick;
-use bytes::Bytes;
-use io_uring::types::{Fd, Fixed, FsyncFlags, OpenHow, SubmitArgs, Timespec};
+use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use request::{FileName, Request};
 use slab::Slab;
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -45,7 +45,8 @@ const ENTRIES: u32 = 256;
 
 /// Entries that are pushed before the kernel is entered, while there is something else to run.
 ///
-/// Measured at queue depth 32: chunks of 4 to 8 gave 0.98 of fio's reads, one chunk of 32 gave 0.88.
+/// Measured at queue depth 32: chunks of 4 to 8 gave 0.98 of fio's reads, one chunk of 32 gave
+/// 0.88.
 const SUBMIT_BATCH: usize = 8;
 
 /// Rounds of tasks that a started batch waits for company.
@@ -54,7 +55,8 @@ const ROUNDS_MAX: u32 = 4;
 /// Files that can be registered; the others go by their descriptor, which costs a look-up a call.
 const FILES_MAX: u32 = 1024;
 
-/// How long a drain waits for the disk before it gives up and leaks. `Config::close_timeout`'s default.
+/// How long a drain waits for the disk before it gives up and leaks. `Config::close_timeout`'s
+/// default.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
 /// How long a drain waits at a time.
@@ -66,206 +68,11 @@ const DEAF_MAX: Duration = Duration::from_millis(10);
 /// `user_data` of an entry that cancels another one, and owns nothing.
 const CANCEL_KEY: u64 = u64::MAX;
 
-/// An operation, with everything that the kernel reads or writes on its behalf.
-enum Request {
-    Read {
-        file: Rc<driver::OpenFile>,
-        offset: u64,
-        buf: AlignedBuf,
-    },
-    Write {
-        file: Rc<driver::OpenFile>,
-        offset: u64,
-        bytes: Bytes,
-        durability: Durability,
-    },
-    SyncFile {
-        file: Rc<driver::OpenFile>,
-    },
-    Allocate {
-        file: Rc<driver::OpenFile>,
-        len: u64,
-    },
-    Open {
-        dir: Rc<OwnedFd>,
-        path: CString,
-        how: Box<OpenHow>,
-    },
-    SyncDir {
-        dir: Rc<OwnedFd>,
-    },
-    MakeDir {
-        dir: Rc<OwnedFd>,
-        name: CString,
-    },
-    Unlink {
-        dir: Rc<OwnedFd>,
-        name: CString,
-    },
-    Rename {
-        from_dir: Rc<OwnedFd>,
-        from: CString,
-        to_dir: Rc<OwnedFd>,
-        to: CString,
-    },
-    /// Waits for a kick from another thread.
-    Kicked {
-        event: Arc<EventFd>,
-        count: Box<[u8; 8]>,
-    },
-}
-
 /// What came of an operation.
 enum Outcome {
     Done,
     /// Closed when nobody takes it.
     Opened(OwnedFd),
-}
-
-/// How the kernel names a file.
-#[derive(Clone, Copy)]
-enum FileName {
-    Registered(u32),
-    Plain(i32),
-}
-
-/// Builds an entry for a file under whichever name it has.
-macro_rules! on_file {
-    ($file:expr, |$fd:ident| $entry:expr) => {
-        match $file.name() {
-            FileName::Registered(slot) => {
-                let $fd = Fixed(slot);
-                $entry
-            }
-            FileName::Plain(fd) => {
-                let $fd = Fd(fd);
-                $entry
-            }
-        }
-    };
-}
-
-impl Request {
-    fn transfer(&self) -> Transfer {
-        match self {
-            Request::Read { buf, .. } => Transfer::new(Direction::Read, buf.len()),
-            Request::Write { bytes, .. } => Transfer::new(Direction::Write, bytes.len()),
-            // Nothing to continue: of these only the tries are counted.
-            _ => Transfer::new(Direction::Write, 0),
-        }
-    }
-
-    /// The entry that goes on with it from where its transfer is.
-    fn entry(&mut self, transfer: &Transfer) -> squeue::Entry {
-        let start = transfer.start();
-        let piece = transfer.piece() as u32;
-        match self {
-            Request::Read { file, offset, buf } => {
-                let offset = *offset + start as u64;
-                let memory = buf[start..].as_mut_ptr();
-                on_file!(file, |fd| opcode::Read::new(fd, memory, piece)
-                    .offset(offset)
-                    .build())
-            }
-            Request::Write {
-                file,
-                offset,
-                bytes,
-                durability,
-            } => {
-                let offset = *offset + start as u64;
-                let memory = bytes[start..].as_ptr();
-                let flags = match durability {
-                    Durability::Visible => 0,
-                    Durability::Synced => nix::libc::RWF_DSYNC,
-                };
-                on_file!(file, |fd| opcode::Write::new(fd, memory, piece)
-                    .offset(offset)
-                    .rw_flags(flags)
-                    .build())
-            }
-            Request::SyncFile { file } => on_file!(file, |fd| opcode::Fsync::new(fd)
-                .flags(FsyncFlags::DATASYNC)
-                .build()),
-            Request::Allocate { file, len } => {
-                on_file!(file, |fd| opcode::Fallocate::new(fd, *len).build())
-            }
-            _ => self.name_entry(),
-        }
-    }
-
-    /// The entry of an operation on names.
-    fn name_entry(&mut self) -> squeue::Entry {
-        let raw = |dir: &Rc<OwnedFd>| Fd(dir.as_raw_fd());
-        match self {
-            Request::Open { dir, path, how } => {
-                opcode::OpenAt2::new(raw(dir), path.as_ptr(), &raw const **how).build()
-            }
-            Request::SyncDir { dir } => opcode::Fsync::new(raw(dir)).build(),
-            Request::MakeDir { dir, name } => opcode::MkDirAt::new(raw(dir), name.as_ptr())
-                .mode(DIR_MODE)
-                .build(),
-            Request::Unlink { dir, name } => opcode::UnlinkAt::new(raw(dir), name.as_ptr()).build(),
-            Request::Rename {
-                from_dir,
-                from,
-                to_dir,
-                to,
-            } => {
-                let (from_dir, to_dir) = (raw(from_dir), raw(to_dir));
-                opcode::RenameAt::new(from_dir, from.as_ptr(), to_dir, to.as_ptr()).build()
-            }
-            Request::Kicked { event, count } => {
-                let fd = Fd(event.as_fd().as_raw_fd());
-                opcode::Read::new(fd, count.as_mut_ptr(), count.len() as u32).build()
-            }
-            Request::Read { .. }
-            | Request::Write { .. }
-            | Request::SyncFile { .. }
-            | Request::Allocate { .. } => unreachable!("an operation on a file"),
-        }
-    }
-
-    /// What a completion of it means.
-    fn settle(&self, transfer: &mut Transfer, result: i32) -> Settled {
-        let result = match result {
-            0.. => Ok(result as usize),
-            _ => Err(io::Error::from_raw_os_error(-result)),
-        };
-        if let (Request::Open { .. }, Ok(fd)) = (self, &result) {
-            // SAFETY: the kernel has just made this descriptor for us and told nobody else; one
-            // completion is settled once (invariant 3).
-            let fd = unsafe { OwnedFd::from_raw_fd(*fd as i32) };
-            return Settled::Over(Ok(Outcome::Opened(fd)));
-        }
-        match transfer.note(result) {
-            Step::Again => Settled::Again,
-            Step::Failed(error) => Settled::Over(Err(error)),
-            Step::Done => {
-                match self {
-                    Request::Write {
-                        file,
-                        offset,
-                        bytes,
-                        ..
-                    } => file.grow(offset + bytes.len() as u64),
-                    Request::Allocate { file, len } => file.grow(*len),
-                    _ => {}
-                }
-                Settled::Over(Ok(Outcome::Done))
-            }
-        }
-    }
-
-    /// Whether a drain may stop it half-way: it changes nothing that outlives us.
-    fn is_harmless(&self) -> bool {
-        matches!(self, Request::Read { .. } | Request::Kicked { .. })
-    }
-}
-
-enum Settled {
-    Again,
-    Over(io::Result<Outcome>),
 }
 
 /// Who waits for an operation.
@@ -280,6 +87,35 @@ struct Op {
     request: Request,
     transfer: Transfer,
     state: State,
+}
+
+/// What a completion means for its operation.
+enum Settled {
+    Again,
+    Over(io::Result<Outcome>),
+}
+
+impl Op {
+    fn settle(&mut self, result: i32) -> Settled {
+        let result = match result {
+            0.. => Ok(result as usize),
+            _ => Err(io::Error::from_raw_os_error(-result)),
+        };
+        if let (Request::Open { .. }, Ok(fd)) = (&self.request, &result) {
+            // SAFETY: the kernel has just made this descriptor for us and told nobody else; one
+            // completion is settled once (invariant 3).
+            let fd = unsafe { OwnedFd::from_raw_fd(*fd as i32) };
+            return Settled::Over(Ok(Outcome::Opened(fd)));
+        }
+        match self.transfer.note(result) {
+            Step::Again => Settled::Again,
+            Step::Failed(error) => Settled::Over(Err(error)),
+            Step::Done => {
+                self.request.note_done();
+                Settled::Over(Ok(Outcome::Done))
+            }
+        }
+    }
 }
 
 /// What is left to do when the ring is no longer borrowed.
@@ -311,6 +147,9 @@ enum Polled {
 struct Ring {
     uring: IoUring,
     ops: Slab<Op>,
+    /// Its arena, if it has one, may be registered, and must then outlive `uring`.
+    pool: BufPool,
+    is_arena_registered: bool,
     /// Keys that the kernel has not been told of.
     backlog: VecDeque<usize>,
     /// Entries that were pushed and not reaped.
@@ -338,8 +177,11 @@ impl Kick for EventKick {
 }
 
 impl Ring {
-    fn new() -> Result<Ring, Refusal> {
+    fn new(pool: BufPool, warns: bool) -> Result<Ring, Refusal> {
         let uring = refusal::build(ENTRIES)?;
+        let is_arena_registered = pool
+            .arena()
+            .is_some_and(|it| register_arena(&uring, it, warns));
         let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| Refusal::from_setup(errno.into()))?;
         let mut file_slots = Vec::new();
@@ -349,6 +191,8 @@ impl Ring {
         }
         Ok(Ring {
             uring,
+            pool,
+            is_arena_registered,
             ops: Slab::with_capacity(ENTRIES as usize),
             backlog: VecDeque::new(),
             in_ring: 0,
@@ -453,8 +297,9 @@ impl Ring {
         if self.in_ring >= room && !is_kick {
             return false;
         }
+        let arena = self.pool.arena().filter(|_| self.is_arena_registered);
         let op = &mut self.ops[key];
-        let entry = op.request.entry(&op.transfer).user_data(key as u64);
+        let entry = op.request.entry(&op.transfer, arena).user_data(key as u64);
         if !self.push_entry(&entry) {
             return false;
         }
@@ -566,7 +411,7 @@ impl Ring {
         let op = &mut self.ops[key];
         self.armed &= !matches!(op.request, Request::Kicked { .. });
         let is_orphan = matches!(op.state, State::Orphaned);
-        let outcome = match op.request.settle(&mut op.transfer, result) {
+        let outcome = match op.settle(result) {
             // Nobody waits for the rest of an orphan.
             Settled::Again if is_orphan => Err(ended()),
             Settled::Again if self.closed => Err(ended()),
@@ -642,13 +487,37 @@ impl Drop for Ring {
     }
 }
 
+/// Registers an arena as the only fixed buffer; whether that worked.
+///
+/// Unregistered memory is pinned anew for each transfer: twice the CPU from 128 KiB on.
+fn register_arena(uring: &IoUring, arena: &Arena, warns: bool) -> bool {
+    let vector = nix::libc::iovec {
+        iov_base: arena.start().as_ptr().cast(),
+        iov_len: arena.len(),
+    };
+    let submitter = uring.submitter();
+    // SAFETY: the arena is mapped for as long as its pool lives, and the ring holds that until
+    // after `uring` is dropped (the order of the fields).
+    let registered = unsafe { submitter.register_buffers(&[vector]) };
+    if let Err(error) = &registered
+        && warns
+    {
+        tracing::warn!(
+            %error,
+            bytes = arena.len(),
+            "buffers cannot be registered, large transfers take more CPU: raise RLIMIT_MEMLOCK"
+        );
+    }
+    registered.is_ok()
+}
+
 /// The answer to who asks after the end.
 fn ended() -> io::Error {
     io::Error::other("the driver has ended")
 }
 
-/// Entering fails when there is nothing within the timeout, on a signal, or while the kernel is short
-/// of something; what was pushed stays pushed, and the next round tries again.
+/// Entering fails when there is nothing within the timeout, on a signal, or while the kernel is
+/// short of something; what was pushed stays pushed, and the next round tries again.
 fn note_enter(result: io::Result<usize>) {
     use nix::libc::{EAGAIN, EBUSY, EINTR, ETIME};
     if let Err(error) = result

@@ -106,6 +106,9 @@ impl SegmentHead {
         if raw.version.get() != FORMAT_VERSION {
             return Err(Malformed("a segment is of another version"));
         }
+        if !SegmentId(raw.segment.get()).is_valid() {
+            return Err(Malformed("a segment's number is impossible"));
+        }
         Ok(SegmentHead {
             store: raw.store,
             shard: ShardId(raw.shard.get()),
@@ -267,9 +270,8 @@ struct RawFooterHead {
     len: U32,
     pages: U32,
     batches: U32,
-    last_lsn: U64,
-    chain: U32,
-    reserved: U32,
+    committed_through: U64,
+    reserved: U64,
 }
 
 const FOOTER_HEAD: usize = size_of::<RawFooterHead>();
@@ -299,14 +301,25 @@ pub(crate) struct FooterBatch {
 }
 
 /// What closes a sealed segment: enough to read it and to replay it without its batches' heads.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Footer {
     /// The sum of every page before the footer; page 0's is 0, for its head has a sum of its own.
     pub(crate) sums: Vec<u32>,
     pub(crate) batches: Vec<FooterBatch>,
+    /// Every batch up to here was durable when the last of these was written.
+    pub(crate) committed_through: Lsn,
 }
 
 impl Footer {
+    /// Of a segment that holds its head, and no batch yet.
+    pub(crate) fn new() -> Footer {
+        Footer {
+            sums: vec![0],
+            batches: Vec::new(),
+            committed_through: Lsn(0),
+        }
+    }
+
     /// Bytes of a footer over `pages` pages and batches with `records_bytes` of records in all.
     pub(crate) fn encoded_len(pages: u32, batches: usize, records_bytes: usize) -> usize {
         FOOTER_HEAD + pages as usize * SUM + batches * FOOTER_ENTRY + records_bytes
@@ -329,15 +342,13 @@ impl Footer {
             bytes.extend_from_slice(entry.as_bytes());
             bytes.extend_from_slice(&batch.records);
         }
-        let last = self.batches.last();
         let mut head = RawFooterHead {
             magic: FOOTER_MAGIC,
             sum: 0.into(),
             len: (bytes.len() as u32).into(),
             pages: (self.sums.len() as u32).into(),
             batches: (self.batches.len() as u32).into(),
-            last_lsn: last.map_or(0, |batch| batch.lsn.0).into(),
-            chain: last.map_or(0, |batch| batch.sum).into(),
+            committed_through: self.committed_through.0.into(),
             reserved: 0.into(),
         };
         bytes[..FOOTER_HEAD].copy_from_slice(head.as_bytes());
@@ -392,6 +403,7 @@ impl Footer {
         Ok(Footer {
             sums: sums_from_bytes(sums),
             batches,
+            committed_through: Lsn(head.committed_through.get()),
         })
     }
 }

@@ -218,10 +218,7 @@ impl Log {
             identity: head.identity(),
             head: Some(head),
             next_page: 1,
-            footer: Footer {
-                sums: vec![0],
-                batches: Vec::new(),
-            },
+            footer: Footer::new(),
             records_bytes: 0,
             batch: None,
         });
@@ -278,6 +275,13 @@ impl Log {
         record::encode(mutation, &mut batch.records);
     }
 
+    /// Where the open batch begins.
+    pub(crate) fn open_place(&self) -> Option<Location> {
+        let open = self.open.as_ref()?;
+        let batch = open.batch.as_ref()?;
+        Some(Location::new(open.id, batch.first_page * PAGE as u32))
+    }
+
     /// Copies bytes that lie in the open batch; `None` if they do not.
     pub(crate) fn read_open(&self, at: Location, len: u32) -> Option<Bytes> {
         let open = self.open.as_ref().filter(|open| open.id == at.segment())?;
@@ -326,6 +330,7 @@ impl Log {
 
         open.footer.sums.push(open.identity.sum(head_page, page));
         open.footer.sums.extend_from_slice(&data_sums);
+        open.footer.committed_through = committed_through;
         open.records_bytes += records.len();
         let batch = FooterBatch {
             lsn: head.lsn,

@@ -22,6 +22,7 @@ use crate::payload_id::PayloadId;
 use crate::types::{Generation, Location, Lsn, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
 use extent::{Mapped, Zeroed};
 use live::Live;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use tree::{Entry, Tree};
@@ -39,6 +40,8 @@ pub(crate) struct Payload {
     pub(crate) zeroed: Tree<Zeroed>,
     /// The batch of its last change.
     pub(crate) changed: Lsn,
+    /// Blocks with data, as last counted; `None` since it changed.
+    pub(crate) blocks: Cell<Option<u64>>,
 }
 
 /// What a range of a payload holds.
@@ -173,7 +176,7 @@ impl Map {
             } => {
                 let payload = payloads.get_mut(&payload).ok_or(Misfit)?;
                 payload.write(Mapped::new(offset, len, at), live);
-                payload.changed = lsn;
+                payload.change(lsn);
             }
             Mutation::Punch {
                 payload,
@@ -185,7 +188,7 @@ impl Map {
                 payload
                     .zeroed
                     .insert(Zeroed::new(offset, offset + len), live);
-                payload.changed = lsn;
+                payload.change(lsn);
             }
             Mutation::Truncate { payload, size } => {
                 let payload = payloads.get_mut(&payload).ok_or(Misfit)?;
@@ -195,7 +198,7 @@ impl Map {
                 }
                 payload.cut = payload.cut.min(size);
                 payload.size = size;
-                payload.changed = lsn;
+                payload.change(lsn);
             }
             _ => unreachable!("the other mutations returned above"),
         }
@@ -220,6 +223,7 @@ impl Map {
         }
         self.next_payload = self.next_payload.max(number.0 + 1);
         let (extents, zeroed) = (Tree::new(), Tree::new());
+        let blocks = Cell::new(None);
         let payload = Payload {
             id,
             generation,
@@ -228,6 +232,7 @@ impl Map {
             extents,
             zeroed,
             changed,
+            blocks,
         };
         self.payloads.insert(number, payload);
         Ok(())
@@ -247,9 +252,11 @@ impl Map {
         self.shares = true;
         let source = self.payloads.get(&source).ok_or(Misfit)?;
         let (size, cut) = (source.size, source.cut);
+        let blocks = source.blocks.clone();
         let (extents, zeroed) = (source.extents.share(), source.zeroed.share());
         let target = self.payloads.get_mut(&target).ok_or(Misfit)?;
         (target.size, target.cut, target.changed) = (size, cut, lsn);
+        target.blocks = blocks;
         std::mem::replace(&mut target.extents, extents).release(&mut self.live);
         std::mem::replace(&mut target.zeroed, zeroed).release(&mut self.live);
         Ok(())
@@ -268,7 +275,7 @@ impl Map {
         }
         let parts = self.payloads.remove(&source).ok_or(Misfit)?;
         let target = self.payloads.get_mut(&target).ok_or(Misfit)?;
-        target.changed = lsn;
+        target.change(lsn);
         for part in parts.extents.range(offset, offset + len) {
             target.write(part, &mut self.live);
         }
@@ -573,6 +580,7 @@ impl Map {
             id: payload.id.clone(),
             extents: payload.extents.share(),
             zeroed: payload.zeroed.share(),
+            blocks: Cell::new(None),
             ..*payload
         };
         self.payloads
@@ -589,6 +597,11 @@ impl Map {
 }
 
 impl Payload {
+    fn change(&mut self, lsn: Lsn) {
+        self.changed = lsn;
+        self.blocks.set(None);
+    }
+
     fn write(&mut self, mapped: Mapped, live: &mut Live) {
         self.zeroed.remove(mapped.start(), mapped.end(), live);
         self.extents.insert(mapped, live);

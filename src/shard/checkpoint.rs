@@ -44,6 +44,8 @@ pub(super) struct Upkeep {
     pub(super) cleaned_at: Option<(Lsn, u64)>,
     /// Bytes that had ceased to be referred to when cleaning last looked.
     pub(super) lost_then: u64,
+    /// A checkpoint is being written. One at a time: they share the name of the unfinished file.
+    checkpointing: bool,
     /// Segments with bytes that cannot be read, and so not moved.
     pub(super) unmovable: BTreeSet<SegmentId>,
 }
@@ -98,11 +100,13 @@ impl State {
         self.upkeep.covered != Some(self.log.end().next_lsn) || self.log.has_open_batch()
     }
 
-    /// Whether files wait for nothing but checkpoints, and giving them back is worth those.
+    /// Whether files wait for nothing but checkpoints, and giving them back is worth those: because
+    /// they are wanted, because there is nothing else to do, or because they are many.
     fn freeing_due(&self) -> bool {
         let dead = self.segments.dead(|id| self.map.live.bytes(id) == 0).len() as u64;
         let gain = dead * self.log.segment_bytes();
-        gain > 0 && (self.space.wants_file() || gain >= self.last_checkpoint_bytes())
+        let cheap = 2 * LOG_PER_CHECKPOINT * self.last_checkpoint_bytes();
+        gain > 0 && (self.space.wants_file() || self.commit.at_rest || gain >= cheap)
     }
 }
 
@@ -135,18 +139,21 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn keep_up(&self) -> Result<()> {
-        let (cleaning, checkpointing) = {
+        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move to.
+        // So the former comes first, and no failure of the latter keeps it from its turn.
+        let checkpointing = {
             let state = self.0.state.borrow();
-            (
-                self.cleaning_due(&state),
-                state.checkpoint_due() || state.freeing_due(),
-            )
+            state.checkpoint_due() || state.freeing_due()
+        };
+        if checkpointing {
+            self.checkpoint().await?;
+        }
+        let cleaning = {
+            let state = self.0.state.borrow();
+            !state.freeing_due() && self.cleaning_due(&state)
         };
         if cleaning {
             self.clean().await?;
-        }
-        if checkpointing || cleaning {
-            self.checkpoint().await?;
         }
         self.trim().await;
         Ok(())
@@ -154,9 +161,10 @@ impl<D: Driver> Shard<D> {
 
     /// Writes a checkpoint and makes it the newest.
     pub(super) async fn checkpoint(&self) -> Result<()> {
+        let _turn = self.checkpoint_turn().await;
         self.check_poison()?;
         let unchanged = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let state = &mut *state;
             let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
             let unchanged = !state.changed_since_checkpoint();
@@ -172,7 +180,7 @@ impl<D: Driver> Shard<D> {
         }
         let begun = self.begin_checkpoint();
         let result = self.write_checkpoint(&begun).await;
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         begun
             .payloads
             .into_iter()
@@ -184,7 +192,15 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 
-    async fn room_to_close(&self) -> Result<()> {
+    /// Waits until no other checkpoint is being written; the next one waits for the result.
+    async fn checkpoint_turn(&self) -> Turn<D> {
+        let free = || (!self.0.state.borrow().upkeep.checkpointing).then_some(());
+        self.0.room.until(free).await;
+        self.0.state.borrow_mut().upkeep.checkpointing = true;
+        Turn(self.clone())
+    }
+
+    pub(super) async fn room_to_close(&self) -> Result<()> {
         self.0
             .room
             .until(|| {
@@ -197,7 +213,7 @@ impl<D: Driver> Shard<D> {
 
     /// The state that the checkpoint will hold, taken in one step.
     fn begin_checkpoint(&self) -> Begun {
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         let state = &mut *state;
         state.upkeep.logged_then = state.stats.device_written_bytes;
         let end = state.log.end();
@@ -228,7 +244,7 @@ impl<D: Driver> Shard<D> {
 
     async fn write_checkpoint(&self, begun: &Begun) -> Result<(u64, u64)> {
         let sequence = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             state.upkeep.next_sequence += 1;
             state.upkeep.next_sequence - 1
         };
@@ -283,7 +299,7 @@ impl<D: Driver> Shard<D> {
             out.push(item);
             bytes += self.drain_chunks(&file, &mut out, bytes).await?;
         }
-        let pass = self.0.state.borrow_mut().map.begin_pass();
+        let pass = self.state().map.begin_pass();
         let (mut extents, mut zeroed) = (0, 0);
         for (number, payload) in &begun.payloads {
             let item = Item::Payload {
@@ -322,7 +338,7 @@ impl<D: Driver> Shard<D> {
             .await?;
         let bytes = chunk.len() as u64;
         debug_assert!(bytes.is_multiple_of(PAGE as u64), "chunks are whole pages");
-        self.0.state.borrow_mut().stats.checkpoint_bytes += bytes;
+        self.state().stats.checkpoint_bytes += bytes;
         Ok(bytes)
     }
 
@@ -330,7 +346,7 @@ impl<D: Driver> Shard<D> {
     async fn finish_checkpoint(&self, sequence: u64, bytes: u64, next: Lsn, dead: &[SegmentId]) {
         mark("checkpoint");
         let old: Vec<u64> = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let state = &mut *state;
             state.stats.checkpoints += 1;
             state.upkeep.covered = Some(next);
@@ -359,18 +375,21 @@ impl<D: Driver> Shard<D> {
 
     /// Whether there are files that nothing needs while the shard is at rest.
     fn trimming_due(&self, state: &State) -> bool {
-        let at_rest = state.tail.is_empty() && !state.log.has_open_batch();
-        at_rest && state.segments.files_free() > 0
+        state.commit.at_rest && (state.segments.files_free() > 0 || state.space.has_spare())
     }
 
     /// Removes free files, so that a store at rest is as small as it may be.
     async fn trim(&self) {
         loop {
             let file = {
-                let mut state = self.0.state.borrow_mut();
+                let mut state = self.state();
                 if !self.trimming_due(&state) {
                     return;
                 }
+                let spare = state.space.take_spare();
+                spare
+                    .into_iter()
+                    .for_each(|file| state.segments.add_free(file));
                 state.segments.take_free()
             };
             let Some(file) = file else { return };
@@ -378,6 +397,16 @@ impl<D: Driver> Shard<D> {
             // A file that stays behind is found, and called free, at the next opening.
             let _ = self.0.driver.unlink(&self.0.files.path(file)).await;
         }
+    }
+}
+
+/// The turn to write a checkpoint; dropping it lets the next one begin.
+struct Turn<D: Driver>(Shard<D>);
+
+impl<D: Driver> Drop for Turn<D> {
+    fn drop(&mut self) {
+        self.0.0.state.borrow_mut().upkeep.checkpointing = false;
+        self.0.0.room.notify();
     }
 }
 

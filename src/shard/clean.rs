@@ -17,7 +17,6 @@ use super::{Shard, State};
 use crate::error::{ErrorKind, Result};
 use crate::io::Driver;
 use crate::map::extent::Mapped;
-use crate::map::tree::Entry;
 use crate::marks::mark;
 use crate::mutation::Mutation;
 use crate::types::{Location, PAGE, PayloadNo, SegmentId};
@@ -37,6 +36,15 @@ const MOVED_SEGMENTS_MAX: u64 = 2;
 
 /// Walks after which references that are still left are left to a later pass.
 const WALKS_MAX: usize = 4;
+
+/// Bytes that are moved at once: a flush that meets them in its batch waits well under 0.1 ms longer.
+const MOVE_BYTES_MAX: u32 = 128 << 10;
+
+/// While there is room, the cleaner rests this many times as long as each move took.
+const REST_PER_MOVE: u32 = 3;
+
+/// Segments that may still be begun before the limit makes cleaning urgent.
+const SEGMENTS_LOW: usize = 4;
 
 /// Bytes of a relocation record.
 const RELOCATE_LEN: usize = 24;
@@ -62,7 +70,7 @@ impl<D: Driver> Shard<D> {
         if state.upkeep.cleaned_at == Some(progress) {
             return false;
         }
-        if state.space.wants_file() {
+        if self.is_urgent(state) {
             return true;
         }
         let held = state.held_bytes();
@@ -81,10 +89,16 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Whether writers wait for what cleaning frees, or soon will.
+    fn is_urgent(&self, state: &State) -> bool {
+        state.space.wants_file()
+            || state.segments.len() + SEGMENTS_LOW > self.segments_max(Purpose::Data)
+    }
+
     /// Moves what is live in the segments that are most worth it.
     pub(super) async fn clean(&self) -> Result<()> {
         let progress = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let lost = state.map.live.lost();
             state.upkeep.lost_then = lost;
             (state.log.end().next_lsn, lost)
@@ -92,17 +106,26 @@ impl<D: Driver> Shard<D> {
         let live = self.count_live().await;
         let victims = self.choose_victims(&live);
         if victims.is_empty() {
-            self.0.state.borrow_mut().upkeep.cleaned_at = Some(progress);
+            self.state().upkeep.cleaned_at = Some(progress);
             return Ok(());
         }
         mark("cleaning");
         let ranges = self.collect(&victims).await;
         let moved = self.move_ranges(&ranges).await;
-        // What was moved is used even if not everything could be.
+        // What was moved is used even if not everything could be; extents may refer to a copy that is
+        // not durable, since no checkpoint is begun before it is.
         let settled = self.settle(&victims).await;
         let lost = self.0.state.borrow().map.live.lost();
-        self.0.state.borrow_mut().upkeep.lost_then = lost;
+        self.state().upkeep.lost_then = lost;
         moved.and(settled)
+    }
+
+    /// Bytes that the cleaner may move before it would have to wait for what it is to free.
+    fn room_to_move(&self, state: &State) -> u64 {
+        let free = self
+            .segments_max(Purpose::Clean)
+            .saturating_sub(state.segments.len());
+        (free as u64).clamp(1, MOVED_SEGMENTS_MAX) * state.log.segment_bytes()
     }
 
     /// Live bytes per segment: from the counts, or exactly, by a walk, while clones share.
@@ -156,7 +179,7 @@ impl<D: Driver> Shard<D> {
         let mut moved = 0;
         for (_, id, bytes) in candidates.into_iter().take(VICTIMS_MAX) {
             moved += bytes;
-            if !victims.is_empty() && moved > MOVED_SEGMENTS_MAX * segment_bytes {
+            if !victims.is_empty() && moved > self.room_to_move(&state) {
                 break;
             }
             victims.insert(id);
@@ -201,7 +224,7 @@ impl<D: Driver> Shard<D> {
 
     /// Visits every extent of the map, letting others run in between.
     async fn walk(&self, mut visit: impl FnMut(&Mapped)) {
-        let pass = self.0.state.borrow_mut().map.begin_pass();
+        let pass = self.state().map.begin_pass();
         let mut next = Some((PayloadNo(0), 0));
         let mut steps = 0;
         while let Some(from) = next {
@@ -221,12 +244,21 @@ impl<D: Driver> Shard<D> {
     /// Copies ranges to the end of the log, and waits until the copies are durable.
     async fn move_ranges(&self, ranges: &[(Location, u32)]) -> Result<()> {
         let largest = self.0.state.borrow().log.data_bytes_max() as u32;
+        let largest = largest.min(MOVE_BYTES_MAX);
         let mut last = None;
         for &(at, len) in ranges {
             let mut done = 0;
             while done < len {
                 let part = (len - done).min(largest);
-                match self.move_range(at.advance(done), part).await {
+                let began = self.now();
+                let moved = self.move_range(at.advance(done), part).await;
+                if !self.is_urgent(&self.0.state.borrow()) {
+                    self.0
+                        .driver
+                        .sleep(self.now().since(began) * REST_PER_MOVE)
+                        .await;
+                }
+                match moved {
                     Ok(lsn) => last = Some(lsn),
                     Err(error) if error.kind() == ErrorKind::Corrupt => {
                         // Bytes that cannot be read cannot be moved; they stay, and are reported.
@@ -260,7 +292,7 @@ impl<D: Driver> Shard<D> {
                 Ok((vec![Mutation::Relocate { from, to, len }], ()))
             })
             .await?;
-        self.0.state.borrow_mut().stats.cleaned_bytes += u64::from(len);
+        self.state().stats.cleaned_bytes += u64::from(len);
         Ok(lsn)
     }
 
@@ -268,7 +300,7 @@ impl<D: Driver> Shard<D> {
     async fn settle(&self, victims: &BTreeSet<SegmentId>) -> Result<()> {
         self.check_poison()?;
         for _ in 0..WALKS_MAX {
-            let pass = self.0.state.borrow_mut().map.begin_pass();
+            let pass = self.state().map.begin_pass();
             let mut next = Some((PayloadNo(0), 0));
             let mut steps = 0;
             while let Some(from) = next {
@@ -288,7 +320,7 @@ impl<D: Driver> Shard<D> {
                 break;
             }
         }
-        self.0.state.borrow_mut().map.forget_relocated();
+        self.state().map.forget_relocated();
         Ok(())
     }
 }

@@ -18,7 +18,9 @@ use crate::payload_id::PayloadId;
 use crate::residency::Held;
 use crate::stats::Flushed;
 use crate::types::{Lsn, PAGE, SegmentId};
+use bytes::Bytes;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Bytes of batches that are being written at once, at most: enough to keep a device streaming, few
 /// enough that a small flush behind them waits milliseconds.
@@ -27,16 +29,32 @@ const WRITING_BYTES_MAX: usize = 4 << 20;
 /// Written bytes that are synced without being asked: the dirty memory they hold is needed again.
 const UNSYNCED_BYTES_MAX: usize = 8 << 20;
 
+/// Shortest time after which recorded bytes are appended unasked: below it the timer would only spin.
+const FLUSH_AFTER_MIN: Duration = Duration::from_millis(1);
+
 /// What the committer works on.
-#[derive(Default)]
 pub(super) struct Commit {
     /// Flushes wait for this batch.
     wanted: Option<Lsn>,
     syncing: bool,
     /// The timer that appends what has grown old is running.
     aging: bool,
+    /// Nothing was recorded for `flush_after`, and everything is durable.
+    pub(super) at_rest: bool,
     /// Why writes and flushes fail from now on.
     pub(super) poison: Option<Error>,
+}
+
+impl Default for Commit {
+    fn default() -> Commit {
+        Commit {
+            wanted: None,
+            syncing: false,
+            aging: false,
+            at_rest: true,
+            poison: None,
+        }
+    }
 }
 
 impl State {
@@ -78,7 +96,33 @@ impl State {
         let limit = UNSYNCED_BYTES_MAX.min(dirty_bytes_max as usize / 4);
         wanted || unsynced >= limit || !self.may_begin_batch(dirty_bytes_max)
     }
+
+    /// Closes the open batch and puts it into the tail: where it goes, what, and how.
+    fn take_open_batch(&mut self) -> Option<(Rc<Held>, Job, bool)> {
+        let closed = self.log.close_batch(self.tail.durable())?;
+        // A flush that waits for this batch gets it durable in one step if all before it are, too.
+        let wanted = self
+            .commit
+            .wanted
+            .is_some_and(|wanted| wanted >= closed.lsn);
+        let synced = wanted && self.tail.all_synced();
+        self.stats.batches += 1;
+        self.stats.device_syncs += u64::from(synced);
+        self.stats.device_written_bytes += closed.bytes.len() as u64;
+        self.space.note_commit(closed.bytes.len(), synced);
+        let held = self
+            .segments
+            .find(closed.segment)
+            .expect("the open segment is held")
+            .clone();
+        let job = (closed.page, closed.bytes.clone(), closed.lsn);
+        self.tail.push(closed, self.log.batch_bytes(), synced);
+        Some((held, job, synced))
+    }
 }
+
+/// A batch to be written: its first page, its bytes, its number.
+type Job = (u32, Bytes, Lsn);
 
 impl<D: Driver> Shard<D> {
     /// Waits until every operation on the payload that was applied before is durable.
@@ -119,7 +163,7 @@ impl<D: Driver> Shard<D> {
             return Ok(());
         }
         {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             if state.tail.durable() >= lsn {
                 // What is durable stays so, but a poisoned shard can promise nothing.
                 return state.commit.poison.clone().map_or(Ok(()), Err);
@@ -161,46 +205,20 @@ impl<D: Driver> Shard<D> {
 
     /// Closes the open batch, if there is one, and starts writing it.
     pub(super) fn close_batch(&self) {
-        let mut state = self.0.state.borrow_mut();
-        let state = &mut *state;
-        let Some(closed) = state.log.close_batch(state.tail.durable()) else {
+        let Some((held, job, synced)) = self.state().take_open_batch() else {
             return;
         };
-        // A flush that waits for this batch gets it durable in one step if all before it are, too.
-        let wanted = state
-            .commit
-            .wanted
-            .is_some_and(|wanted| wanted >= closed.lsn);
-        let synced = wanted && state.tail.all_synced();
-        state.stats.batches += 1;
-        state.stats.device_syncs += u64::from(synced);
-        state.stats.device_written_bytes += closed.bytes.len() as u64;
-        state.space.note_commit(closed.bytes.len(), synced);
-        let held = state
-            .segments
-            .find(closed.segment)
-            .expect("the open segment is held")
-            .clone();
-        let job = (closed.page, closed.bytes.clone(), closed.lsn);
-        let charge = state.log.batch_bytes();
-        state.tail.push(closed, charge, synced);
-        let half_full =
-            u64::from(state.log.end().pages) * PAGE as u64 * 2 > self.0.params.segment_bytes();
         let shard = self.clone();
         self.0
             .driver
             .spawn(async move { shard.write_batch(held, job, synced).await });
-        if half_full {
+        let used = u64::from(self.state().log.end().pages) * PAGE as u64;
+        if used * 2 > self.0.params.segment_bytes() {
             self.make_ahead();
         }
     }
 
-    async fn write_batch(
-        &self,
-        held: Rc<Held>,
-        (page, bytes, lsn): (u32, bytes::Bytes, Lsn),
-        synced: bool,
-    ) {
+    async fn write_batch(&self, held: Rc<Held>, (page, bytes, lsn): Job, synced: bool) {
         let durability = if synced {
             Durability::Synced
         } else {
@@ -213,7 +231,7 @@ impl<D: Driver> Shard<D> {
         };
         match result {
             Ok(()) => {
-                let grew = self.0.state.borrow_mut().tail.written(lsn);
+                let grew = self.state().tail.written(lsn);
                 self.after_progress(grew);
             }
             Err(error) => self.poison("a write of the log", error),
@@ -222,7 +240,7 @@ impl<D: Driver> Shard<D> {
 
     fn begin_sync(&self) {
         let (lsns, held) = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let (lsns, segments) = state.tail.to_sync();
             state.commit.syncing = true;
             state.stats.device_syncs += segments.len() as u64;
@@ -233,10 +251,10 @@ impl<D: Driver> Shard<D> {
         let shard = self.clone();
         self.0.driver.spawn(async move {
             let result = shard.sync_files(&held).await;
-            shard.0.state.borrow_mut().commit.syncing = false;
+            shard.state().commit.syncing = false;
             match result {
                 Ok(()) => {
-                    let grew = shard.0.state.borrow_mut().tail.synced(&lsns);
+                    let grew = shard.state().tail.synced(&lsns);
                     shard.after_progress(grew);
                 }
                 Err(error) => shard.poison("a sync of the log", error),
@@ -266,25 +284,28 @@ impl<D: Driver> Shard<D> {
 
     /// Makes sure that what was just recorded does not stay in memory for long.
     pub(super) fn start_aging(&self) {
-        if std::mem::replace(&mut self.0.state.borrow_mut().commit.aging, true) {
+        self.state().commit.at_rest = false;
+        if std::mem::replace(&mut self.state().commit.aging, true) {
             return;
         }
         let shard = self.clone();
         self.0.driver.spawn(async move {
             loop {
                 let old = shard.last_lsn();
-                shard
-                    .0
-                    .driver
-                    .sleep(shard.0.params.config.flush_after)
-                    .await;
-                let mut state = shard.0.state.borrow_mut();
-                if state.tail.durable() >= old || state.commit.poison.is_some() {
-                    let idle = state.tail.is_empty() && !state.log.has_open_batch();
-                    state.commit.aging = !idle && state.commit.poison.is_none();
-                    if !state.commit.aging {
-                        return;
-                    }
+                let pause = shard.0.params.config.flush_after.max(FLUSH_AFTER_MIN);
+                shard.0.driver.sleep(pause).await;
+                let mut state = shard.state();
+                if state.commit.poison.is_some() {
+                    return;
+                }
+                let idle = state.tail.is_empty() && !state.log.has_open_batch();
+                if idle && state.log.next_lsn() == old.next() {
+                    (state.commit.aging, state.commit.at_rest) = (false, true);
+                    drop(state);
+                    shard.0.upkeep_due.notify();
+                    return;
+                }
+                if state.tail.durable() >= old {
                     continue;
                 }
                 mark("aged batch appended");

@@ -4,6 +4,7 @@ use super::Shard;
 use crate::error::{Error, Result};
 use crate::io::Driver;
 use crate::log::checkpoint::CHECKPOINT_BYTES_MIN;
+use crate::map::tree::Entry;
 use crate::map::{Found, Map, Payload};
 use crate::payload_id::PayloadId;
 use crate::stats::{Extent, ExtentKind, Health, HealthStatus, Stats};
@@ -22,14 +23,13 @@ impl<D: Driver> Shard<D> {
             .ok_or_else(Error::not_found)
     }
 
-    /// Names of payloads that live here, in order.
+    /// Names of payloads that are here, in order. One that is being moved may be on two shards.
     pub(super) fn list(&self, after: Option<&PayloadId>, limit: usize) -> Vec<PayloadId> {
-        let state = self.0.state.borrow();
-        let here = |id: &&PayloadId| self.0.params.routes.shard_of(id) == self.0.params.shard;
-        state
+        self.0
+            .state
+            .borrow()
             .map
             .names_after(after)
-            .filter(here)
             .take(limit)
             .cloned()
             .collect()
@@ -59,11 +59,9 @@ impl<D: Driver> Shard<D> {
     }
 
     fn kind_of(&self, at: Location, state: &super::State) -> ExtentKind {
-        let in_memory = state.log.read_open(at, 1).is_some() || state.tail.read(at, 1).is_some();
-        if in_memory {
-            ExtentKind::Dirty
-        } else {
-            ExtentKind::Local
+        match state.first_dirty().is_some_and(|first| at >= first) {
+            true => ExtentKind::Dirty,
+            false => ExtentKind::Local,
         }
     }
 
@@ -89,29 +87,39 @@ impl<D: Driver> Shard<D> {
         stats
     }
 
+    /// Counts a payload's blocks that hold data, and those that hold dirty data.
+    ///
+    /// Walks its extents, unless nothing in it is dirty and it was counted since it changed: clones
+    /// would be walked again and again.
     fn count_blocks(&self, payload: &Payload, state: &super::State, stats: &mut Stats) {
+        stats.used_size = stats.used_size.saturating_add(payload.size);
+        let may_be_dirty = payload.changed > state.tail.durable();
+        if let Some(blocks) = payload.blocks.get().filter(|_| !may_be_dirty) {
+            stats.blocks_total += blocks;
+            stats.blocks_local += blocks;
+            return;
+        }
         let block_bytes = self.0.params.config.block_bytes;
-        let mut current: Option<(u64, bool)> = None;
-        let mut count = |block: Option<(u64, bool)>| {
-            if let Some((_, dirty)) = block {
-                stats.blocks_total += 1;
-                stats.blocks_dirty += u64::from(dirty);
-                stats.blocks_local += u64::from(!dirty);
-            }
-        };
-        for piece in Map::pieces(payload, 0, PAYLOAD_BYTES_MAX) {
-            let Found::At(at) = piece.found else { continue };
-            let dirty = self.kind_of(at, state) == ExtentKind::Dirty;
-            let last = (piece.offset + piece.len - 1) / block_bytes;
-            for block in piece.offset / block_bytes..=last {
-                match &mut current {
-                    Some((number, was_dirty)) if *number == block => *was_dirty |= dirty,
-                    _ => count(current.replace((block, dirty))),
-                }
+        let (mut blocks, mut dirty_blocks) = (0, 0);
+        let mut last = None;
+        let mut last_dirty = None;
+        for extent in payload.extents.range(0, PAYLOAD_BYTES_MAX) {
+            let dirty = self.kind_of(extent.at(), state) == ExtentKind::Dirty;
+            let (first, end) = (
+                extent.start() / block_bytes,
+                (extent.end() - 1) / block_bytes,
+            );
+            blocks += end - first + u64::from(last != Some(first));
+            last = Some(end);
+            if dirty {
+                dirty_blocks += end - first + u64::from(last_dirty != Some(first));
+                last_dirty = Some(end);
             }
         }
-        count(current);
-        stats.used_size += payload.size;
+        payload.blocks.set(Some(blocks));
+        stats.blocks_total += blocks;
+        stats.blocks_dirty += dirty_blocks;
+        stats.blocks_local += blocks - dirty_blocks;
     }
 
     fn count_shard(&self, stats: &mut Stats) {

@@ -6,7 +6,8 @@
 //! Invariants:
 //! 1. A mutation is placed in the log and applied to the map in one step, without an await between.
 //! 2. A shard executes an operation on a payload only while `routes` says that it is the owner.
-//! 3. Requests that are being worked on are bounded; beyond that the mailbox fills and callers wait.
+//! 3. Requests that are being worked on are bounded, writes and others apart; beyond that the mailbox
+//!    fills and callers wait.
 
 pub(crate) mod mailbox;
 pub(crate) mod request;
@@ -19,6 +20,7 @@ mod files;
 mod meta;
 mod read;
 mod recover;
+mod replay;
 mod signal;
 mod space;
 mod tail;
@@ -34,7 +36,7 @@ use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
-use crate::types::{Epoch, Generation, Nanos, PAGE, ShardId};
+use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
 use files::Files;
 use mailbox::Receiver;
 use mailbox::Sender;
@@ -113,7 +115,16 @@ struct State {
     moving: BTreeSet<PayloadId>,
     /// Payloads that changes are under way on, and how many; a move waits for them.
     changing: BTreeMap<PayloadId, usize>,
+    /// With several shards: payloads that were deleted here, and in which batch, until it is durable.
+    deleted: BTreeMap<PayloadId, Lsn>,
     closing: bool,
+}
+
+impl State {
+    /// The first place of the log that is not yet durable. Places grow along the log.
+    fn first_dirty(&self) -> Option<Location> {
+        self.tail.first_place().or_else(|| self.log.open_place())
+    }
 }
 
 struct Inner<D: Driver> {
@@ -133,7 +144,11 @@ struct Inner<D: Driver> {
     finished: Signal,
     /// How to ask the other shards, by number.
     peers: Vec<Sender<Control>>,
+    /// Requests that are being worked on: writes, and all others.
+    writing: Cell<usize>,
     working: Cell<usize>,
+    /// Nothing more is begun: the store is being closed.
+    ending: Cell<bool>,
 }
 
 /// A shard; clones share it, on one thread.
@@ -150,54 +165,79 @@ impl<D: Driver> Shard<D> {
     pub(crate) async fn serve(
         self,
         mut mailbox: Receiver<Request>,
+        writes: Receiver<Request>,
         control: Receiver<Control>,
         outcome: Outcome,
     ) {
         self.spawn_upkeep();
         self.spawn_committer();
+        self.0.driver.spawn(self.clone().serve_writes(writes));
         self.0.driver.spawn(self.clone().serve_control(control));
         let mut batch = VecDeque::new();
-        let mut closing = None;
-        while closing.is_none() {
-            let free = || (self.0.working.get() < REQUESTS_MAX).then_some(());
-            self.0.finished.until(free).await;
+        let mut closing = Vec::new();
+        while closing.is_empty() {
+            self.room_for_request(|inner| &inner.working).await;
             if !mailbox.drain(&mut batch).await {
                 return;
             }
             let began = self.now();
             for request in batch.drain(..) {
                 match request.work {
-                    Work::Close(reply) => closing = Some(reply),
-                    _ => self.start(request),
+                    Work::Close(reply) => {
+                        self.0.ending.set(true);
+                        closing.push(reply);
+                    }
+                    _ => self.start(request, |inner| &inner.working),
                 }
             }
             if self.now().since(began) > STALL {
-                self.0.state.borrow_mut().stats.shard_stalls += 1;
+                self.state().stats.shard_stalls += 1;
             }
         }
-        if let Some(reply) = closing {
-            let idle = || (self.0.working.get() == 0).then_some(());
+        let ending = within(&self.0.driver, self.0.params.config.close_timeout, async {
+            let idle = || (self.0.working.get() + self.0.writing.get() == 0).then_some(());
             self.0.finished.until(idle).await;
-            let closing = within(
-                &self.0.driver,
-                self.0.params.config.close_timeout,
-                self.close(),
-            );
-            let result = closing.await.unwrap_or_else(|| Err(self.close_timed_out()));
-            // The mailbox goes first: whoever sees the answer finds the store closed.
-            let result = outcome.get_or_init(|| result).clone();
-            drop(mailbox);
-            reply.send(result);
+            self.close().await
+        });
+        let result = ending.await.unwrap_or_else(|| Err(self.close_timed_out()));
+        let result = outcome.get_or_init(|| result).clone();
+        // The mailbox goes first: whoever sees the answer finds the store closed.
+        drop(mailbox);
+        closing
+            .into_iter()
+            .for_each(|reply| reply.send(result.clone()));
+    }
+
+    /// Serves writes, which a full store holds back: everything else has to go on meanwhile, above all
+    /// the deletions that make room.
+    async fn serve_writes(self, mut mailbox: Receiver<Request>) {
+        let mut batch = VecDeque::new();
+        loop {
+            self.room_for_request(|inner| &inner.writing).await;
+            let more = mailbox.drain(&mut batch).await;
+            if !more || self.0.ending.get() {
+                return;
+            }
+            for request in batch.drain(..) {
+                self.start(request, |inner| &inner.writing);
+            }
         }
     }
 
-    /// Begins a request: at once where nothing has to be waited for, else as a task of its own.
-    fn start(&self, request: Request) {
-        self.0.working.set(self.0.working.get() + 1);
+    /// Waits until one more request may be worked on.
+    async fn room_for_request(&self, count: fn(&Inner<D>) -> &Cell<usize>) {
+        let free = || (count(&self.0).get() < REQUESTS_MAX).then_some(());
+        self.0.finished.until(free).await;
+    }
+
+    /// Begins a request, as a task of its own.
+    fn start(&self, request: Request, count: fn(&Inner<D>) -> &Cell<usize>) {
+        count(&self.0).set(count(&self.0).get() + 1);
         let shard = self.clone();
         self.0.driver.spawn(async move {
             shard.work(request).await;
-            shard.0.working.set(shard.0.working.get() - 1);
+            let count = count(&shard.0);
+            count.set(count.get() - 1);
             shard.0.finished.notify();
         });
     }
@@ -298,8 +338,8 @@ impl<D: Driver> Shard<D> {
                 self.0.driver.spawn(async move {
                     match control {
                         Control::Hold { id, reply } => reply.send(shard.hold(&id).await),
-                        Control::Release { id, moved, reply } => {
-                            reply.send(shard.release(&id, moved).await);
+                        Control::Release { id, end, reply } => {
+                            reply.send(shard.release(&id, end).await);
                         }
                         Control::Settle { claims, reply } => {
                             reply.send(shard.settle_claims(&claims).await);
@@ -329,7 +369,7 @@ impl<D: Driver> Shard<D> {
 
     fn note(&self, op: Op, at: Nanos) {
         let now = self.now();
-        self.0.state.borrow_mut().latencies.record(op, at, now);
+        self.state().latencies.record(op, at, now);
     }
 
     /// Waits until the payload is not being moved, and keeps it from being moved while the result
@@ -357,6 +397,11 @@ impl<D: Driver> Shard<D> {
         })
     }
 
+    /// The state, to be changed before the next await.
+    fn state(&self) -> std::cell::RefMut<'_, State> {
+        self.0.state.borrow_mut()
+    }
+
     fn now(&self) -> Nanos {
         self.0.driver.now()
     }
@@ -367,8 +412,12 @@ impl<D: Driver> Shard<D> {
 
     /// Persists everything, so that the next opening replays nothing.
     async fn close(&self) -> Result<()> {
-        self.0.state.borrow_mut().closing = true;
+        self.state().closing = true;
         self.flush_all().await?;
+        // A sealed segment has its checksums twice, and is not read at the next opening.
+        self.room_to_close().await?;
+        self.close_batch();
+        self.seal();
         self.checkpoint().await
     }
 
@@ -395,7 +444,7 @@ impl<D: Driver> Shard<D> {
         );
         tracing::error!(shard = self.0.params.shard.0, %error, "{what} failed");
         let error = Error::with_source(ErrorKind::Poisoned, message, error);
-        self.0.state.borrow_mut().commit.poison.get_or_insert(error);
+        self.state().commit.poison.get_or_insert(error);
         self.0.committed.notify();
         self.0.room.notify();
         self.0.upkeep_due.notify();
@@ -411,7 +460,7 @@ struct Changing<D: Driver> {
 impl<D: Driver> Drop for Changing<D> {
     fn drop(&mut self) {
         let Some(id) = &self.id else { return };
-        let mut state = self.shard.0.state.borrow_mut();
+        let mut state = self.shard.state();
         let count = state
             .changing
             .get_mut(id)

@@ -127,7 +127,7 @@ impl<D: Driver> Shard<D> {
                 LayerPart::Absent(_, len) => zeros(len).for_each(|zeros| chunks.push(zeros)),
             }
         }
-        self.0.state.borrow_mut().stats.read_bytes += chunks.len() as u64;
+        self.state().stats.read_bytes += chunks.len() as u64;
         Ok(chunks)
     }
 
@@ -202,7 +202,7 @@ impl<D: Driver> Shard<D> {
         for ((page, sum), index) in buf.chunks_exact(PAGE).zip(&sums).zip(first..) {
             if part.held.identity.sum(index, page) != *sum && !planted("skip_page_checksum") {
                 mark("page failed its checksum");
-                self.0.state.borrow_mut().stats.checksum_failures += 1;
+                self.state().stats.checksum_failures += 1;
                 return Err(part_error("failed their checksum in", &part.held));
             }
         }
@@ -221,7 +221,7 @@ impl<D: Driver> Shard<D> {
             Ok(file) => file.read(u64::from(first) * PAGE as u64, buf).await,
             Err(error) => Err(error),
         };
-        self.0.state.borrow_mut().stats.device_read_bytes += u64::from(count) * PAGE as u64;
+        self.state().stats.device_read_bytes += u64::from(count) * PAGE as u64;
         result.map_err(|error| {
             let message = format!("bytes cannot be read from segment={}", held.id.0);
             Error::with_source(ErrorKind::Corrupt, message, error)

@@ -106,7 +106,7 @@ impl<D: Driver> Shard<D> {
         plan: impl FnOnce(&State, Option<Location>) -> Result<(Vec<Mutation>, T)>,
     ) -> Result<(T, Lsn)> {
         self.make_room(purpose, records_len, data.len()).await?;
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         let state = &mut *state;
         let at = (!data.is_empty()).then(|| state.log.place(data, records_len));
         let (mutations, value) = plan(state, at)?;
@@ -136,7 +136,7 @@ impl<D: Driver> Shard<D> {
     /// Takes a place in the line of writers and waits until it is the first.
     async fn line_up(&self) -> Ticket<D> {
         let number = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let number = state.space.next_ticket;
             state.space.next_ticket += 1;
             state.space.line.push_back(number);
@@ -169,7 +169,7 @@ impl<D: Driver> Shard<D> {
                 Fit::BeginSegment => self.try_begin_segment(purpose),
             };
             if moved {
-                self.0.state.borrow_mut().space.progress_at = self.now();
+                self.state().space.progress_at = self.now();
                 continue;
             }
             self.wait_for_room(purpose, records, data, since).await?;
@@ -233,7 +233,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn try_begin_batch(&self) -> bool {
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         if !state.may_begin_batch(self.0.params.dirty_bytes_max()) {
             return false;
         }
@@ -252,7 +252,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// How many segments may be held when one more is begun for this purpose.
-    fn segments_max(&self, purpose: Purpose) -> usize {
+    pub(super) fn segments_max(&self, purpose: Purpose) -> usize {
         let files_max = self.0.params.files_max();
         match purpose {
             Purpose::Data => files_max.saturating_sub(1).max(2),
@@ -283,7 +283,7 @@ impl<D: Driver> Shard<D> {
             .expect("there is a spare");
         self.close_batch();
         self.seal();
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         let state = &mut *state;
         let id = state.log.begin_segment();
         let params = &self.0.params;
@@ -300,7 +300,7 @@ impl<D: Driver> Shard<D> {
 
     /// Closes the open segment for good and writes its footer.
     pub(super) fn seal(&self) {
-        let mut state = self.0.state.borrow_mut();
+        let mut state = self.state();
         let state = &mut *state;
         let Some(id) = state.log.open_segment() else {
             return;
@@ -334,7 +334,7 @@ impl<D: Driver> Shard<D> {
         match result {
             Ok(()) => {
                 held.footer_durable.set(true);
-                self.0.state.borrow_mut().space.sealing.remove(&held.id);
+                self.state().space.sealing.remove(&held.id);
                 drop(held);
                 self.0.room.notify();
                 self.0.upkeep_due.notify();
@@ -356,7 +356,7 @@ impl<D: Driver> Shard<D> {
     /// Makes the next segment's file ready in the background, if that is not under way.
     pub(super) fn start_making(&self, purpose: Purpose) {
         let file = {
-            let mut state = self.0.state.borrow_mut();
+            let mut state = self.state();
             let state = &mut *state;
             if state.segments.len() >= self.segments_max(purpose) {
                 state.space.refusal = Some("the limit of local bytes is reached".to_owned());
@@ -381,7 +381,7 @@ impl<D: Driver> Shard<D> {
                 }
                 Err(new) => (new, shard.make_file(new).await),
             };
-            let mut state = shard.0.state.borrow_mut();
+            let mut state = shard.state();
             state.space.making = false;
             match result {
                 Ok(()) => state.space.spare = Some(number),
@@ -442,7 +442,7 @@ impl<D: Driver> Shard<D> {
             let len = (bytes - offset).min(zeros.len() as u64);
             let chunk = zeros.slice(..len as usize);
             file.write(offset, chunk, Durability::Visible).await?;
-            self.0.state.borrow_mut().stats.device_written_bytes += len;
+            self.state().stats.device_written_bytes += len;
             offset += len;
         }
         Ok(())
@@ -457,7 +457,7 @@ struct Ticket<D: Driver> {
 
 impl<D: Driver> Drop for Ticket<D> {
     fn drop(&mut self) {
-        let mut state = self.shard.0.state.borrow_mut();
+        let mut state = self.shard.state();
         state.space.line.retain(|number| *number != self.number);
         let waiting = !state.space.line.is_empty();
         drop(state);

@@ -50,6 +50,12 @@ impl Tail {
         self.durable
     }
 
+    /// Where the first of them begins.
+    pub(crate) fn first_place(&self) -> Option<Location> {
+        let closed = &self.batches.front()?.closed;
+        Some(Location::new(closed.segment, closed.page * PAGE as u32))
+    }
+
     /// Memory that all of them hold.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes

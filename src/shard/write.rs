@@ -8,7 +8,7 @@
 //! 3. A copy onto a payload of another shard makes the new one durable before the old one goes; in
 //!    between the higher generation wins.
 
-use super::request::{Answer, Control};
+use super::request::{Answer, Control, Move};
 use super::slot::slot;
 use super::space::Purpose;
 use super::{Claim, Shard};
@@ -18,10 +18,13 @@ use crate::log::record::RECORD_BYTES_MAX;
 use crate::marks::mark;
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
-use crate::types::{Generation, PayloadNo, ShardId};
+use crate::types::{Generation, Lsn, PayloadNo, ShardId};
 
 /// Room for the records of any operation on one payload: a deletion, a creation, and the change.
 const RECORDS_LEN: usize = RECORD_BYTES_MAX + 12 + 36;
+
+/// Deletions that are remembered until they are durable, before the durable ones are looked for.
+const DELETED_MAX: usize = 1024;
 
 impl<D: Driver> Shard<D> {
     pub(super) async fn write(&self, id: &PayloadId, offset: u64, data: &[u8]) -> Result<()> {
@@ -39,7 +42,7 @@ impl<D: Driver> Shard<D> {
             })
             .await?;
         }
-        self.0.state.borrow_mut().stats.written_bytes += data.len() as u64;
+        self.state().stats.written_bytes += data.len() as u64;
         Ok(())
     }
 
@@ -124,14 +127,9 @@ impl<D: Driver> Shard<D> {
     }
 
     pub(super) async fn delete(&self, id: &PayloadId) -> Result<()> {
-        if self.0.state.borrow().map.find(id).is_none() {
+        let Some(lsn) = self.delete_here(id).await? else {
             return self.check_poison();
-        }
-        let (_, lsn) = self
-            .record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
-                Ok((state.map.plan_delete(id), ()))
-            })
-            .await?;
+        };
         self.0.upkeep_due.notify();
         if self.0.params.routes.home(id) != self.0.params.shard {
             let (shard, id) = (self.clone(), id.clone());
@@ -193,11 +191,7 @@ impl<D: Driver> Shard<D> {
         Ok(payload.size.div_ceil(self.0.params.config.block_bytes))
     }
 
-    async fn copy_here(
-        &self,
-        source: &PayloadId,
-        target: &PayloadId,
-    ) -> Result<(u64, crate::types::Lsn)> {
+    async fn copy_here(&self, source: &PayloadId, target: &PayloadId) -> Result<(u64, Lsn)> {
         let block_bytes = self.0.params.config.block_bytes;
         self.record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
             let number = state.map.number(source).ok_or_else(Error::not_found)?;
@@ -221,32 +215,36 @@ impl<D: Driver> Shard<D> {
     ) -> Result<Option<u64>> {
         let from = self.0.params.routes.shard_of(target);
         let id = target.clone();
-        let existed = match self.ask(from, |reply| Control::Hold { id, reply }).await? {
+        let unsettled = match self.ask(from, |reply| Control::Hold { id, reply }).await? {
             Answer::Elsewhere => return Ok(None),
-            Answer::Done(existed) => existed,
+            Answer::Done(unsettled) => unsettled,
         };
         mark("copy between shards");
-        let result = self.copy_over(source, target, existed).await;
-        let moved = result.is_ok().then_some(self.0.params.shard);
-        let id = target.clone();
-        let released = self
-            .ask(from, |reply| Control::Release { id, moved, reply })
-            .await;
-        let blocks = result?;
-        released.map(|()| Some(blocks))
+        let made = self.copy_here(source, target).await;
+        let result = match &made {
+            Ok((_, lsn)) if unsettled => self.durable(*lsn).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.clone()),
+        };
+        let moved = Move::Done(self.0.params.shard);
+        let result = match result {
+            Ok(()) => self.end_move(from, target, moved).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            // A copy that may be on the disk must not win over what is written to the old one later.
+            let undone = made.is_err() || self.disown(std::slice::from_ref(target)).await.is_ok();
+            self.end_move(from, target, Move::GivenUp { outrank: !undone })
+                .await?;
+            return Err(error);
+        }
+        Ok(Some(made?.0))
     }
 
-    async fn copy_over(
-        &self,
-        source: &PayloadId,
-        target: &PayloadId,
-        existed: bool,
-    ) -> Result<u64> {
-        let (blocks, lsn) = self.copy_here(source, target).await?;
-        if existed {
-            self.durable(lsn).await?;
-        }
-        Ok(blocks)
+    async fn end_move(&self, from: ShardId, id: &PayloadId, end: Move) -> Result<()> {
+        let id = id.clone();
+        self.ask(from, |reply| Control::Release { id, end, reply })
+            .await
     }
 
     async fn ask<T>(
@@ -262,7 +260,8 @@ impl<D: Driver> Shard<D> {
         pending.await.unwrap_or_else(|| Err(Error::closed()))
     }
 
-    /// From the answer on, operations on the payload wait. Says whether it exists.
+    /// From the answer on, operations on the payload wait. Says whether something of it is still on
+    /// this shard's disk, so that the move has to be durable in order.
     pub(super) async fn hold(&self, id: &PayloadId) -> Result<Answer<bool>> {
         let settled = || (!self.0.state.borrow().moving.contains(id)).then_some(());
         self.0.finished.until(settled).await;
@@ -270,42 +269,109 @@ impl<D: Driver> Shard<D> {
             return Ok(Answer::Elsewhere);
         }
         self.check_poison()?;
-        self.0.state.borrow_mut().moving.insert(id.clone());
+        self.state().moving.insert(id.clone());
         let quiet = || (!self.0.state.borrow().changing.contains_key(id)).then_some(());
         self.0.finished.until(quiet).await;
-        Ok(Answer::Done(self.0.state.borrow().map.find(id).is_some()))
+        let state = self.0.state.borrow();
+        let deleted = state
+            .deleted
+            .get(id)
+            .is_some_and(|lsn| *lsn > state.tail.durable());
+        Ok(Answer::Done(deleted || state.map.find(id).is_some()))
     }
 
-    /// Ends a move: the old payload goes and the route changes, or everything is as before.
-    pub(super) async fn release(&self, id: &PayloadId, moved: Option<ShardId>) -> Result<()> {
-        let mut result = Ok(());
-        if let Some(shard) = moved {
-            self.0.params.routes.set(id, shard);
-            result = self.disown(std::slice::from_ref(id)).await;
-        }
-        self.0.state.borrow_mut().moving.remove(id);
+    /// Ends a move. If it was made, the old payload goes, durably, before the route changes; if that
+    /// fails operations go on waiting, until the other side has given up.
+    pub(super) async fn release(&self, id: &PayloadId, end: Move) -> Result<()> {
+        let result = match end {
+            Move::Done(shard) => {
+                self.disown(std::slice::from_ref(id)).await?;
+                self.0.params.routes.set(id, shard);
+                Ok(())
+            }
+            Move::GivenUp { outrank: true } => self.outrank(id).await,
+            Move::GivenUp { outrank: false } => Ok(()),
+        };
+        self.state().moving.remove(id);
         self.0.finished.notify();
         result
     }
 
+    /// Gives a payload a new generation, durably: another shard may hold a later one that failed.
+    async fn outrank(&self, id: &PayloadId) -> Result<()> {
+        mark("payload outranks a failed copy");
+        let (_, lsn) = self
+            .record(Purpose::Meta, 2 * RECORDS_LEN, &[], |state, _| {
+                let Some(old) = state.map.number(id) else {
+                    return Ok((Vec::new(), ()));
+                };
+                let (kept, new) = (state.map.next_payload(), state.map.next_payload().next());
+                let plan = vec![
+                    Mutation::Create {
+                        payload: kept,
+                        generation: Generation(0),
+                        id: None,
+                    },
+                    Mutation::Copy {
+                        source: old,
+                        target: kept,
+                    },
+                    Mutation::Delete { payload: old },
+                    Mutation::Create {
+                        payload: new,
+                        generation: self.next_generation(),
+                        id: Some(id.clone()),
+                    },
+                    Mutation::Copy {
+                        source: kept,
+                        target: new,
+                    },
+                    Mutation::Delete { payload: kept },
+                ];
+                Ok((plan, ()))
+            })
+            .await?;
+        self.durable(lsn).await
+    }
+
     /// Deletes payloads that belong to other shards now, durably.
     pub(super) async fn disown(&self, ids: &[PayloadId]) -> Result<()> {
-        let mut last = None;
         for id in ids {
-            if self.0.state.borrow().map.find(id).is_none() {
-                continue;
-            }
-            let (_, lsn) = self
-                .record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
-                    Ok((state.map.plan_delete(id), ()))
-                })
-                .await?;
-            last = Some(lsn);
+            self.delete_here(id).await?;
         }
+        let last = {
+            let state = self.0.state.borrow();
+            ids.iter()
+                .filter_map(|id| state.deleted.get(id))
+                .max()
+                .copied()
+        };
         match last {
             Some(lsn) => self.durable(lsn).await,
             None => Ok(()),
         }
+    }
+
+    /// Deletes a payload if it is there, and remembers since when it is gone. Says in which batch.
+    async fn delete_here(&self, id: &PayloadId) -> Result<Option<Lsn>> {
+        if self.0.state.borrow().map.find(id).is_none() {
+            return Ok(None);
+        }
+        let (_, lsn) = self
+            .record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
+                Ok((state.map.plan_delete(id), ()))
+            })
+            .await?;
+        let mut state = self.state();
+        let state = &mut *state;
+        if self.0.params.shards > 1 {
+            if state.deleted.len() >= DELETED_MAX {
+                let durable = state.tail.durable();
+                state.deleted.retain(|_, lsn| *lsn > durable);
+            }
+            state.deleted.insert(id.clone(), lsn);
+        }
+        Ok(Some(lsn))
     }
 
     /// Which of other shards' claims to payloads win over this shard's own. Losers here are deleted.

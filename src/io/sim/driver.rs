@@ -64,6 +64,11 @@ impl SimDriver {
         }))
     }
 
+    /// Drops every task that this driver started, as a shard's thread does when its main has ended.
+    pub(crate) fn end(&self) {
+        self.0.runtime.drop_driver(self.0.id);
+    }
+
     fn perform(&self, request: Request) -> impl Future<Output = io::Result<Reply>> + 'static {
         let process = Rc::clone(&self.0.process);
         self.0.disk.clone().perform(process, None, 0, request)

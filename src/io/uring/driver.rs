@@ -1,14 +1,15 @@
 //! The driver on io_uring: operations as futures over the ring.
 //!
 //! Invariants:
-//! 1. A handle that the ring's operations hold (`OpenFile`) knows the driver weakly, so that dropping
-//!    the last driver handle drains the ring.
+//! 1. A handle that the ring's operations hold (`OpenFile`) knows the driver weakly, so that
+//!    dropping the last driver handle drains the ring.
 //! 2. The ring is borrowed for one call at a time, and what that call leaves to drop or to wake is
 //!    dropped and woken after the borrow.
 //!
 //! Deliberately not here: `unsafe`, and with it the entries.
 
-use super::{Event, FileName, Outcome, Polled, Request, Ring};
+use super::request::{FileName, Request};
+use super::{Event, Outcome, Polled, Ring};
 use crate::buf::{AlignedBuf, BufPool};
 use crate::error::Error;
 use crate::io::clock::Clock;
@@ -70,7 +71,7 @@ impl Uring {
             let message = format!("no second handle of the store's directory: cause={error}");
             Unbuilt::Disk(Error::with_source(crate::ErrorKind::Full, message, error))
         })?;
-        let ring = Ring::new().map_err(Unbuilt::Refused)?;
+        let ring = Ring::new(pool.clone(), warns).map_err(Unbuilt::Refused)?;
         let executor = Executor::new(clock, ring.kicker());
         Ok(Uring(Rc::new(Inner {
             ring: RefCell::new(ring),

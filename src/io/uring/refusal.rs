@@ -1,8 +1,8 @@
 //! Setting a ring up, and why the kernel may refuse one.
 //!
 //! Invariants:
-//! 1. A ring that is handed out can do every operation that the driver uses; nothing is found missing
-//!    later.
+//! 1. A ring that is handed out can do every operation that the driver uses; nothing is found
+//!    missing later.
 //!
 //! Deliberately not here: what to do about it. Falling back is the launcher's choice.
 
@@ -59,15 +59,15 @@ impl Refusal {
         }
     }
 
-    /// Two of the causes are limits, which `Full` asks to raise. The others are the host's: io_uring
-    /// is unavailable until somebody changes that, and no change of the call would help.
+    /// Two of the causes are limits, which `Full` asks to raise. The others are the host's:
+    /// io_uring is unavailable until somebody changes that, and no change of the call would help.
     fn kind(&self) -> ErrorKind {
         match self {
             Refusal::MemoryLocked | Refusal::NoDescriptors => ErrorKind::Full,
-            Refusal::SwitchedOff(_) | Refusal::Forbidden | Refusal::TooOld => {
-                ErrorKind::Unavailable
+            // Another driver has to be chosen, or the machine set up otherwise: no retry helps.
+            Refusal::SwitchedOff(_) | Refusal::Forbidden | Refusal::TooOld | Refusal::Other(_) => {
+                ErrorKind::InvalidInput
             }
-            Refusal::Other(_) => ErrorKind::Unavailable,
         }
     }
 }
@@ -183,12 +183,12 @@ mod tests {
     #[test]
     fn causes_are_told_apart() {
         for (errno, kind, word) in [
-            (libc::ENOSYS, ErrorKind::Unavailable, "too old"),
+            (libc::ENOSYS, ErrorKind::InvalidInput, "too old"),
             (libc::ENOMEM, ErrorKind::Full, "RLIMIT_MEMLOCK"),
             (libc::EMFILE, ErrorKind::Full, "RLIMIT_NOFILE"),
             (
                 libc::EINVAL,
-                ErrorKind::Unavailable,
+                ErrorKind::InvalidInput,
                 "refused by the kernel",
             ),
         ] {

@@ -1,0 +1,209 @@
+//! Looking at a whole payload, and saying what is wrong with it.
+//!
+//! Invariants:
+//! 1. An observation covers every byte in which any possible state differs from nothing, and the
+//!    surroundings of every edge, so that bytes where none should be are found, too.
+//!
+//! Deliberately not here: which states are possible; see `history`.
+
+use super::client::Shared;
+use super::content::{Content, Kind, State, byte_of, read_len};
+use crate::chunks::Chunks;
+use crate::error::{Error, ErrorKind, Result};
+use crate::payload_id::PayloadId;
+use crate::stats::{Extent, ExtentKind};
+use crate::store::Store;
+use crate::types::PAGE;
+use bytes::Bytes;
+use std::rc::Rc;
+
+/// Up to here, everything is read, whatever the states say.
+const READ_ALL_MAX: u64 = 1 << 20;
+
+/// What a payload turned out to be.
+pub(super) struct Observation {
+    pub(super) size: Option<u64>,
+    /// What was read, and where.
+    parts: Vec<(u64, Bytes)>,
+    /// Ranges that could not be read: `Corrupt`.
+    pub(super) corrupt: Vec<(u64, u64)>,
+}
+
+/// Reads a payload, wherever one of the states has something.
+pub(super) async fn observe(
+    store: &Store,
+    id: &PayloadId,
+    states: &[Rc<State>],
+) -> Result<Observation> {
+    let size = match store.size(id).await {
+        Ok(size) => Some(size),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let mut seen = Observation {
+        size,
+        parts: Vec::new(),
+        corrupt: Vec::new(),
+    };
+    let Some(size) = size else { return Ok(seen) };
+    for (from, to) in ranges(states, size) {
+        let len = (to - from) as usize;
+        match store.read_at(id, from, len).await.map(Chunks::into_bytes) {
+            Ok(bytes) => seen.parts.push((from, bytes)),
+            Err(error) if error.kind() == ErrorKind::Corrupt => seen.corrupt.push((from, to)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(seen)
+}
+
+/// The ranges to read, sorted and disjoint.
+fn ranges(states: &[Rc<State>], size: u64) -> Vec<(u64, u64)> {
+    let page = PAGE as u64;
+    let mut ranges = vec![(0, READ_ALL_MAX)];
+    for content in states.iter().filter_map(|state| (**state).as_ref()) {
+        ranges.extend(content.spans(0, u64::MAX).iter().filter_map(|span| {
+            let data = span.2.is_some();
+            data.then(|| (span.0.saturating_sub(page), span.1.saturating_add(page)))
+        }));
+        let edges = content
+            .edges()
+            .map(|edge| (edge.saturating_sub(page), edge.saturating_add(page)));
+        ranges.extend(edges);
+    }
+    ranges.push((size.saturating_sub(page), size));
+    ranges.sort_unstable();
+    let mut merged: Vec<(u64, u64)> = Vec::new();
+    for (from, to) in ranges {
+        let (from, to) = (from.min(size), to.min(size));
+        match merged.last_mut() {
+            Some(last) if from <= last.1 => last.1 = last.1.max(to),
+            _ => merged.push((from, to)),
+        }
+    }
+    merged.retain(|range| range.0 < range.1);
+    merged
+}
+
+impl Observation {
+    /// Whether this is what a payload in `state` looks like, where it could be read.
+    pub(super) fn fits(&self, state: &State) -> bool {
+        match state {
+            None => self.size.is_none(),
+            Some(content) => {
+                let whole = |part: &(u64, Bytes)| content.matches(part.0, &part.1);
+                self.size == Some(content.size) && self.parts.iter().all(whole)
+            }
+        }
+    }
+
+    /// Why no state fits, byte by byte.
+    pub(super) fn explain(&self, shared: &Shared, states: &[Rc<State>]) -> String {
+        let sizes: Vec<Option<u64>> = states
+            .iter()
+            .map(|state| (**state).as_ref().map(|content| content.size))
+            .collect();
+        let mut text = format!("size {:?}, possible {sizes:?}", self.size);
+        for (offset, bytes) in &self.parts {
+            let what = shared.explain(states, *offset, bytes);
+            if !what.is_empty() {
+                text.push_str("\n    ");
+                text.push_str(&what);
+            }
+        }
+        text
+    }
+
+    /// Whether every byte comes from some write to its offset, or is zero: what is left of the
+    /// contract when records of changes were destroyed.
+    pub(super) fn is_of_known_bytes(&self, shared: &Shared) -> bool {
+        let writes = shared.writes.borrow();
+        self.parts.iter().all(|(offset, bytes)| {
+            bytes.iter().zip(*offset..).all(|(byte, at)| {
+                let from = |(tag, start, end): &(u32, u64, u64)| {
+                    (*start..*end).contains(&at) && byte_of(*tag, at) == *byte
+                };
+                *byte == 0 || writes.iter().any(from)
+            })
+        })
+    }
+}
+
+impl Shared {
+    /// Where bytes differ from the state that they are most like, and which writes they are from.
+    pub(super) fn explain(&self, states: &[Rc<State>], offset: u64, bytes: &[u8]) -> String {
+        let end = offset + bytes.len() as u64;
+        let wrong_in = |content: &Content| {
+            let wrong = (offset..end).zip(bytes);
+            wrong.filter(|it| content.byte(it.0) != *it.1).count()
+        };
+        let contents = states.iter().filter_map(|state| (**state).as_ref());
+        let nearest = contents.min_by_key(|content| wrong_in(content));
+        let Some(content) = nearest else {
+            return format!("{} bytes where nothing exists", bytes.len());
+        };
+        let wrong = (offset..end)
+            .zip(bytes)
+            .filter(|it| content.byte(it.0) != *it.1);
+        let mut runs: Vec<(u64, u64, String)> = Vec::new();
+        for (at, byte) in wrong {
+            let expected = match content.spans(at, at + 1)[0].2 {
+                Some(Kind::Data(tag)) => format!("write {}", tag - 1),
+                Some(Kind::Zero) => "a punched hole".to_owned(),
+                None => "nothing written".to_owned(),
+            };
+            let what = format!("expected {expected}, found {}", self.origin(*byte, at));
+            match runs.last_mut() {
+                Some(last) if last.1 == at && last.2 == what => last.1 = at + 1,
+                _ => runs.push((at, at + 1, what)),
+            }
+        }
+        let shown = runs.iter().take(6);
+        let mut lines: Vec<String> = shown
+            .map(|(from, to, what)| format!("bytes {from}..{to}: {what}"))
+            .collect();
+        if runs.len() > lines.len() {
+            lines.push(format!("and {} runs more", runs.len() - lines.len()));
+        }
+        lines.join("\n    ")
+    }
+
+    fn origin(&self, byte: u8, at: u64) -> String {
+        if byte == 0 {
+            return "zero".to_owned();
+        }
+        let writes = self.writes.borrow();
+        let from = writes
+            .iter()
+            .find(|(tag, start, end)| (*start..*end).contains(&at) && byte_of(*tag, at) == byte);
+        match from {
+            Some((tag, ..)) => format!("write {}", tag - 1),
+            None => format!("{byte:#04x} of no write"),
+        }
+    }
+}
+
+/// Whether extents are what a payload in `state` has in `[offset, offset + len)`.
+pub(super) fn extents_fit(state: &State, offset: u64, len: u64, extents: &[Extent]) -> bool {
+    let Some(content) = state else { return false };
+    let end = offset + read_len(content.size, offset, len);
+    let mut at = offset;
+    for extent in extents {
+        if extent.offset != at || extent.len == 0 || extent.offset + extent.len > end {
+            return false;
+        }
+        at += extent.len;
+        let is_data = |kind: Option<Kind>| matches!(kind, Some(Kind::Data(_)));
+        let hole = extent.kind == ExtentKind::Hole;
+        let spans = content.spans(extent.offset, at);
+        if spans.into_iter().any(|span| is_data(span.2) == hole) {
+            return false;
+        }
+    }
+    at == end.max(offset)
+}
+
+/// Whether an error means that the payload could not be looked at, not that it is wrong.
+pub(super) fn is_excused(shared: &Shared, error: &Error) -> bool {
+    shared.explains(error.kind())
+}

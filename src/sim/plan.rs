@@ -1,0 +1,410 @@
+//! A plan: everything that a run does, as data. The same plan always runs the same way.
+//!
+//! A plan is text, one step a line, so that a failure can be read, shortened by hand and kept in
+//! `tests/plans/`. Steps of clients run concurrently up to the next step that has no client.
+//!
+//! Invariants:
+//! 1. `parse(to_string(plan)) == plan`.
+//! 2. A step means the same wherever it stands, so that any of them may be taken out.
+//!
+//! Deliberately not here: where plans come from (`generate`) and what they do (`run`).
+
+use crate::io::sim::{DiskFaults, Tear};
+use std::fmt;
+use std::str::FromStr;
+
+/// A run of the simulator.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Plan {
+    pub(super) settings: Settings,
+    pub(super) steps: Vec<Step>,
+}
+
+/// What the universe and the store are made with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Settings {
+    pub(super) seed: u64,
+    pub(super) shards: u64,
+    pub(super) payloads: u64,
+    pub(super) segment_bytes: u64,
+    pub(super) dirty_bytes: u64,
+    /// Limit of local bytes; 0 for none.
+    pub(super) local_bytes: u64,
+    pub(super) flush_after_us: u64,
+    pub(super) stall_us: u64,
+    pub(super) read_buffer_bytes: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            seed: 0,
+            shards: 1,
+            payloads: 4,
+            segment_bytes: 64 << 10,
+            dirty_bytes: 1 << 20,
+            local_bytes: 0,
+            flush_after_us: 200_000,
+            stall_us: 1_000_000,
+            read_buffer_bytes: 0,
+        }
+    }
+}
+
+/// One step: what a client does, or what is done to the machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    Client {
+        client: u64,
+        op: Op,
+        /// The operation's future is dropped after this many polls.
+        drop_after: Option<u64>,
+    },
+    /// The power fails, after this many more I/Os or when all clients are done.
+    Cut { ios: u64 },
+    /// Kill -9, likewise.
+    Kill { ios: u64 },
+    /// Close the store and open it again.
+    Reopen,
+    /// Wait for all clients, and compare everything.
+    Check,
+    /// From here on, this goes wrong.
+    Faults(DiskFaults),
+    /// The disk has this many bytes; 0 for no limit.
+    Capacity { bytes: u64 },
+}
+
+/// What a client does. Payloads are numbers below `Settings::payloads`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Op {
+    Write {
+        id: u64,
+        offset: u64,
+        len: u64,
+    },
+    Punch {
+        id: u64,
+        offset: u64,
+        len: u64,
+    },
+    Truncate {
+        id: u64,
+        size: u64,
+    },
+    Copy {
+        id: u64,
+        target: u64,
+    },
+    Delete {
+        id: u64,
+    },
+    Flush {
+        id: u64,
+    },
+    FlushAll,
+    Read {
+        id: u64,
+        offset: u64,
+        len: u64,
+    },
+    ReadInto {
+        id: u64,
+        offset: u64,
+        len: u64,
+    },
+    ReadCow {
+        id: u64,
+        source: u64,
+        offset: u64,
+        len: u64,
+    },
+    Size {
+        id: u64,
+    },
+    Exists {
+        id: u64,
+    },
+    List {
+        limit: u64,
+    },
+    Extents {
+        id: u64,
+        offset: u64,
+        len: u64,
+    },
+    Verify,
+    Stats,
+    EvictBuffer,
+    Sleep {
+        us: u64,
+    },
+}
+
+/// The kinds of operation, in the order in which they are counted.
+pub(super) const KINDS: [&str; 18] = [
+    "write",
+    "punch",
+    "truncate",
+    "copy",
+    "delete",
+    "flush",
+    "flush_all",
+    "read",
+    "read_into",
+    "read_cow",
+    "size",
+    "exists",
+    "list",
+    "extents",
+    "verify",
+    "stats",
+    "evict_buffer",
+    "sleep",
+];
+
+impl Op {
+    /// Its word in a plan, and its numbers.
+    fn parts(&self) -> (&'static str, Vec<u64>) {
+        match *self {
+            Op::Write { id, offset, len } => (KINDS[0], vec![id, offset, len]),
+            Op::Punch { id, offset, len } => (KINDS[1], vec![id, offset, len]),
+            Op::Truncate { id, size } => (KINDS[2], vec![id, size]),
+            Op::Copy { id, target } => (KINDS[3], vec![id, target]),
+            Op::Delete { id } => (KINDS[4], vec![id]),
+            Op::Flush { id } => (KINDS[5], vec![id]),
+            Op::FlushAll => (KINDS[6], vec![]),
+            Op::Read { id, offset, len } => (KINDS[7], vec![id, offset, len]),
+            Op::ReadInto { id, offset, len } => (KINDS[8], vec![id, offset, len]),
+            Op::ReadCow {
+                id,
+                source,
+                offset,
+                len,
+            } => (KINDS[9], vec![id, source, offset, len]),
+            Op::Size { id } => (KINDS[10], vec![id]),
+            Op::Exists { id } => (KINDS[11], vec![id]),
+            Op::List { limit } => (KINDS[12], vec![limit]),
+            Op::Extents { id, offset, len } => (KINDS[13], vec![id, offset, len]),
+            Op::Verify => (KINDS[14], vec![]),
+            Op::Stats => (KINDS[15], vec![]),
+            Op::EvictBuffer => (KINDS[16], vec![]),
+            Op::Sleep { us } => (KINDS[17], vec![us]),
+        }
+    }
+
+    /// The inverse of `parts`.
+    fn from_parts(kind: &str, numbers: &[u64]) -> Option<Op> {
+        let op = match (kind, numbers) {
+            ("write", &[id, offset, len]) => Op::Write { id, offset, len },
+            ("punch", &[id, offset, len]) => Op::Punch { id, offset, len },
+            ("truncate", &[id, size]) => Op::Truncate { id, size },
+            ("copy", &[id, target]) => Op::Copy { id, target },
+            ("delete", &[id]) => Op::Delete { id },
+            ("flush", &[id]) => Op::Flush { id },
+            ("flush_all", &[]) => Op::FlushAll,
+            ("read", &[id, offset, len]) => Op::Read { id, offset, len },
+            ("read_into", &[id, offset, len]) => Op::ReadInto { id, offset, len },
+            ("read_cow", &[id, source, offset, len]) => Op::ReadCow {
+                id,
+                source,
+                offset,
+                len,
+            },
+            ("size", &[id]) => Op::Size { id },
+            ("exists", &[id]) => Op::Exists { id },
+            ("list", &[limit]) => Op::List { limit },
+            ("extents", &[id, offset, len]) => Op::Extents { id, offset, len },
+            ("verify", &[]) => Op::Verify,
+            ("stats", &[]) => Op::Stats,
+            ("evict_buffer", &[]) => Op::EvictBuffer,
+            ("sleep", &[us]) => Op::Sleep { us },
+            _ => return None,
+        };
+        Some(op)
+    }
+
+    pub(super) fn kind(&self) -> usize {
+        let name = self.parts().0;
+        KINDS.iter().position(|kind| *kind == name).expect("listed")
+    }
+
+    /// The same with other numbers, as a shrinker tries them.
+    pub(super) fn with_numbers(&self, change: impl FnOnce(&mut [u64])) -> Op {
+        let (kind, mut numbers) = self.parts();
+        change(&mut numbers);
+        Op::from_parts(kind, &numbers).expect("as many numbers as before")
+    }
+
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        self.parts().1
+    }
+}
+
+/// The faults that a plan may set, by name.
+pub(super) fn fault_fields(faults: &mut DiskFaults) -> [(&'static str, &mut u16); 12] {
+    [
+        ("read_error", &mut faults.read_error),
+        ("write_error", &mut faults.write_error),
+        ("sync_error", &mut faults.sync_error),
+        ("metadata_error", &mut faults.metadata_error),
+        ("no_space", &mut faults.no_space),
+        ("lost_write", &mut faults.lost_write),
+        ("misdirected_write", &mut faults.misdirected_write),
+        ("bit_rot", &mut faults.bit_rot),
+        ("unreadable", &mut faults.unreadable),
+        ("slow", &mut faults.slow),
+        ("torn", &mut faults.torn),
+        ("garbled", &mut faults.garbled),
+    ]
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut settings = self.clone();
+        for (name, value) in settings.fields() {
+            writeln!(f, "{name} {value}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 9] {
+        [
+            ("seed", &mut self.seed),
+            ("shards", &mut self.shards),
+            ("payloads", &mut self.payloads),
+            ("segment_bytes", &mut self.segment_bytes),
+            ("dirty_bytes", &mut self.dirty_bytes),
+            ("local_bytes", &mut self.local_bytes),
+            ("flush_after_us", &mut self.flush_after_us),
+            ("stall_us", &mut self.stall_us),
+            ("read_buffer_bytes", &mut self.read_buffer_bytes),
+        ]
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Client {
+                client,
+                op,
+                drop_after,
+            } => {
+                let (kind, numbers) = op.parts();
+                write!(f, "client {client} {kind}")?;
+                for number in numbers {
+                    write!(f, " {number}")?;
+                }
+                match drop_after {
+                    Some(polls) => write!(f, " drop_after {polls}"),
+                    None => Ok(()),
+                }
+            }
+            Step::Cut { ios } => write!(f, "cut {ios}"),
+            Step::Kill { ios } => write!(f, "kill {ios}"),
+            Step::Reopen => write!(f, "reopen"),
+            Step::Check => write!(f, "check"),
+            Step::Faults(faults) => {
+                write!(f, "faults tear {}", tear_name(faults.tear))?;
+                let mut faults = faults.clone();
+                for (name, value) in fault_fields(&mut faults) {
+                    if *value > 0 {
+                        write!(f, " {name} {value}")?;
+                    }
+                }
+                Ok(())
+            }
+            Step::Capacity { bytes } => write!(f, "capacity {bytes}"),
+        }
+    }
+}
+
+fn tear_name(tear: Tear) -> &'static str {
+    match tear {
+        Tear::Sector => "sector",
+        Tear::Page => "page",
+        Tear::Either => "either",
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.settings.fmt(f)?;
+        self.steps.iter().try_for_each(|step| writeln!(f, "{step}"))
+    }
+}
+
+impl FromStr for Plan {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Plan, String> {
+        let mut plan = Plan {
+            settings: Settings::default(),
+            steps: Vec::new(),
+        };
+        for (index, line) in text.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or("").trim();
+            if line.is_empty() {
+                continue;
+            }
+            let words: Vec<&str> = line.split_whitespace().collect();
+            parse_line(&words, &mut plan)
+                .ok_or_else(|| format!("line {} is not understood: {line}", index + 1))?;
+        }
+        Ok(plan)
+    }
+}
+
+fn parse_line(words: &[&str], plan: &mut Plan) -> Option<()> {
+    let number = |word: &str| word.parse::<u64>().ok();
+    let step = match *words {
+        ["cut", ios] => Step::Cut { ios: number(ios)? },
+        ["kill", ios] => Step::Kill { ios: number(ios)? },
+        ["reopen"] => Step::Reopen,
+        ["check"] => Step::Check,
+        ["capacity", bytes] => Step::Capacity {
+            bytes: number(bytes)?,
+        },
+        ["faults", "tear", tear, ref rest @ ..] => Step::Faults(parse_faults(tear, rest)?),
+        ["client", client, kind, ref rest @ ..] => {
+            let (rest, drop_after) = match *rest {
+                [ref rest @ .., "drop_after", polls] => (rest, Some(number(polls)?)),
+                _ => (rest, None),
+            };
+            let numbers: Option<Vec<u64>> = rest.iter().map(|word| number(word)).collect();
+            Step::Client {
+                client: number(client)?,
+                op: Op::from_parts(kind, &numbers?)?,
+                drop_after,
+            }
+        }
+        [name, value] => {
+            let mut fields = plan.settings.fields();
+            let field = fields.iter_mut().find(|field| field.0 == name)?;
+            *field.1 = number(value)?;
+            return Some(());
+        }
+        _ => return None,
+    };
+    plan.steps.push(step);
+    Some(())
+}
+
+fn parse_faults(tear: &str, rest: &[&str]) -> Option<DiskFaults> {
+    let mut faults = DiskFaults {
+        torn: 0,
+        tear: [Tear::Sector, Tear::Page, Tear::Either]
+            .into_iter()
+            .find(|kind| tear_name(*kind) == tear)?,
+        ..DiskFaults::default()
+    };
+    for pair in rest.chunks(2) {
+        let [name, value] = *pair else { return None };
+        let mut fields = fault_fields(&mut faults);
+        let field = fields.iter_mut().find(|field| field.0 == name)?;
+        *field.1 = value.parse().ok()?;
+    }
+    Some(faults)
+}

@@ -1,0 +1,480 @@
+//! A run: a plan carried out in a universe of its own, with a referee.
+//!
+//! Invariants:
+//! 1. The same plan gives the same run: the hash of everything that happened is the proof.
+//! 2. After every crash everything is compared: each payload's existence, size and bytes, and the list.
+//! 3. A run ends healed: faults off, everything flushed, every operation answered within bounded
+//!    virtual time, everything deleted, and nothing left behind.
+//!
+//! Deliberately not here: how an answer is judged; see `client`.
+
+use super::client::{Allowed, Client, Shared};
+use super::history::Histories;
+use super::observe::{is_excused, observe};
+use super::plan::{KINDS, Op, Plan, Settings, Step};
+use super::world;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::sim::{Disk, DiskFaults, Process, Stop, Universe};
+use crate::payload_id::PayloadId;
+use crate::store::Store;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Blocks of the stores under test: small, so that counts of blocks differ.
+pub(super) const BLOCK_BYTES: u64 = 64 << 10;
+
+/// Virtual time in which everything must have an answer.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Name of the disk.
+const DISK: &str = "disk";
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) failure: Option<String>,
+    pub(super) hash: u64,
+    pub(super) operations: u64,
+    pub(super) successes: [u64; KINDS.len()],
+    pub(super) dropped: u64,
+    /// Crashes and kills, each with a recovery and a comparison of everything.
+    pub(super) crashes: u64,
+    pub(super) reopens: u64,
+    pub(super) given_up: u64,
+    pub(super) marks: BTreeMap<&'static str, u64>,
+}
+
+/// Carries a plan out.
+pub(super) fn run(plan: &Plan) -> Outcome {
+    drop(crate::marks::armed::take_hits());
+    let mut run = Run::new(&plan.settings);
+    let failure = run.carry_out(&plan.steps).err().filter(|end| {
+        run.outcome.given_up += u64::from(matches!(end, End::GivenUp));
+        matches!(end, End::Failed(_))
+    });
+    run.store = None;
+    let mut outcome = run.outcome;
+    outcome.failure = match failure {
+        Some(End::Failed(what)) => Some(what),
+        _ => None,
+    };
+    outcome.hash = run.universe.trace_hash();
+    outcome.successes = *run.shared.successes.borrow();
+    outcome.operations = outcome.successes.iter().sum();
+    outcome.dropped = run.shared.dropped.get();
+    outcome.marks = crate::marks::armed::take_hits();
+    outcome
+}
+
+/// Why a run ends before its plan does.
+enum End {
+    Failed(String),
+    /// The disk is so damaged that nothing more can be learnt.
+    GivenUp,
+}
+
+type Flow<T> = std::result::Result<T, End>;
+
+struct Run {
+    shared: Rc<Shared>,
+    disk: Disk,
+    process: Process,
+    store: Option<Store>,
+    /// The faults that the plan wants, for when they are suspended.
+    faults: DiskFaults,
+    outcome: Outcome,
+    universe: Universe,
+}
+
+impl Run {
+    fn new(settings: &Settings) -> Run {
+        let universe = Universe::new(settings.seed);
+        let payloads = settings.payloads.clamp(1, 64) as usize;
+        // Ids of different lengths, so that records have different sizes.
+        let name = |payload: usize| format!("payload/{payload}{}", "-".repeat(payload * 7));
+        let ids = (0..payloads).map(|payload| PayloadId::new(name(payload)).expect("valid"));
+        let shared = Shared {
+            universe: universe.clone(),
+            settings: settings.clone(),
+            ids: ids.collect(),
+            model: RefCell::new(Histories::new(payloads)),
+            failure: RefCell::new(None),
+            successes: RefCell::new([0; KINDS.len()]),
+            allowed: Cell::new(Allowed {
+                full: settings.local_bytes > 0 || settings.stall_us < 1_000_000,
+                ..Allowed::default()
+            }),
+            writes: RefCell::default(),
+            dropped: Cell::new(0),
+        };
+        Run {
+            shared: Rc::new(shared),
+            disk: universe.disk(DISK),
+            process: universe.process(),
+            store: None,
+            faults: DiskFaults::default(),
+            outcome: Outcome::default(),
+            universe,
+        }
+    }
+
+    fn config(&self) -> Config {
+        let settings = &self.shared.settings;
+        let mut config = Config::new(DISK);
+        config.shards = Some(settings.shards.clamp(1, 16) as usize);
+        config.block_bytes = BLOCK_BYTES;
+        config.segment_bytes = settings.segment_bytes;
+        config.local_bytes_max = (settings.local_bytes > 0).then_some(settings.local_bytes);
+        config.dirty_bytes_max = settings.dirty_bytes;
+        config.read_buffer_bytes = settings.read_buffer_bytes;
+        config.flush_after = Duration::from_micros(settings.flush_after_us);
+        config.stall_timeout = Duration::from_micros(settings.stall_us);
+        config
+    }
+
+    fn carry_out(&mut self, steps: &[Step]) -> Flow<()> {
+        self.open()?;
+        let mut at = 0;
+        while at < steps.len() {
+            let begin = at;
+            while at < steps.len() && matches!(steps[at], Step::Client { .. }) {
+                at += 1;
+            }
+            let control = steps.get(at);
+            let stop_after = match control {
+                Some(Step::Cut { ios } | Step::Kill { ios }) => Some((*ios).max(1)),
+                _ => None,
+            };
+            self.run_clients(begin, &steps[begin..at], stop_after)?;
+            if let Some(control) = control {
+                self.control(control).map_err(|end| located(at, end))?;
+                at += 1;
+            }
+        }
+        self.finish()
+    }
+
+    /// Lets clients do their steps concurrently, until all are done or so many I/Os have completed.
+    fn run_clients(&mut self, first: usize, steps: &[Step], ios: Option<u64>) -> Flow<()> {
+        let mut queues: BTreeMap<u64, Vec<(usize, Op, Option<u64>)>> = BTreeMap::new();
+        for (index, step) in (first..).zip(steps) {
+            if let Step::Client {
+                client,
+                op,
+                drop_after,
+            } = step
+            {
+                let queue = queues.entry(*client).or_default();
+                queue.push((index, *op, *drop_after));
+            }
+        }
+        let mut running = Vec::new();
+        for queue in queues.into_values() {
+            let client = Client {
+                shared: self.shared.clone(),
+                store: self.opened(),
+            };
+            running.push(self.process.spawn(async move {
+                for (index, op, drop_after) in queue {
+                    if client.shared.has_failed() {
+                        return;
+                    }
+                    client.perform(index, op, drop_after).await;
+                }
+            }));
+        }
+        if let Some(ios) = ios {
+            let stop = self.universe.ios().saturating_add(ios);
+            self.universe.stop_at_io(Some(stop));
+        }
+        let all = async {
+            for handle in running {
+                handle.await;
+            }
+        };
+        let result = self.universe.run_until_within(PATIENCE, all);
+        self.universe.stop_at_io(None);
+        if let Some(failure) = self.shared.failure.take() {
+            return Err(End::Failed(failure));
+        }
+        match result {
+            Ok(()) | Err(Stop::AtIo) => Ok(()),
+            Err(stop) => {
+                let last = first + steps.len().saturating_sub(1);
+                Err(failed(format!(
+                    "steps {first}..={last}: operations have no answer after {PATIENCE:?}: {stop:?}"
+                )))
+            }
+        }
+    }
+
+    fn opened(&self) -> Store {
+        self.store.clone().expect("a store is open between steps")
+    }
+
+    /// Runs something to its end, in bounded virtual time.
+    fn within<F: Future>(&self, what: &str, future: F) -> Flow<F::Output> {
+        let result = self.universe.run_until_within(PATIENCE, future);
+        result.map_err(|stop| failed(format!("{what} has no answer after {PATIENCE:?}: {stop:?}")))
+    }
+
+    fn control(&mut self, step: &Step) -> Flow<()> {
+        match step {
+            Step::Cut { .. } => {
+                self.store = None;
+                self.disk.power_cut();
+                self.come_back()
+            }
+            Step::Kill { .. } => {
+                self.store = None;
+                self.process.kill();
+                self.come_back()
+            }
+            Step::Reopen => self.reopen(),
+            Step::Check => self.compare("check", false),
+            Step::Faults(faults) => {
+                let slow = faults.slow > 0;
+                self.faults = faults.clone();
+                self.disk.set_faults(faults.clone());
+                let allowed = self.shared.allowed.get();
+                self.shared.allowed.set(Allowed {
+                    full: allowed.full || slow,
+                    ..allowed
+                });
+                Ok(())
+            }
+            Step::Capacity { bytes } => {
+                let bytes = if *bytes == 0 { u64::MAX } else { *bytes };
+                self.disk.set_capacity(bytes);
+                Ok(())
+            }
+            Step::Client { .. } => unreachable!("clients are run together"),
+        }
+    }
+
+    /// After a crash: opens the store again and compares everything.
+    fn come_back(&mut self) -> Flow<()> {
+        self.outcome.crashes += 1;
+        self.process = self.universe.process();
+        self.open()?;
+        self.compare("recovery", true)
+    }
+
+    /// Opens the store; faults may keep it from opening, but not for ever.
+    fn open(&mut self) -> Flow<()> {
+        for attempt in 0.. {
+            let config = self.config();
+            let (process, disk) = (self.process.clone(), self.disk.clone());
+            let universe = self.universe.clone();
+            let opening = world::open(&universe, &process, &disk, config);
+            match self.within("opening the store", opening)? {
+                Ok(store) => {
+                    self.store = Some(store);
+                    break;
+                }
+                Err(error) => self.refused(attempt, &error)?,
+            }
+        }
+        self.disk.set_faults(self.faults.clone());
+        Ok(())
+    }
+
+    /// The store could not be opened: that must have a reason, and must heal with it.
+    fn refused(&mut self, attempt: u32, error: &Error) -> Flow<()> {
+        let explained = self.shared.explains(error.kind());
+        if !explained {
+            return Err(failed(format!("the store does not open: {error}")));
+        }
+        if attempt > 0 {
+            // Faults are off: only what they left behind can be the reason.
+            let lasting = error.kind() == ErrorKind::Corrupt && self.shared.is_damaged();
+            return Err(match lasting {
+                true => End::GivenUp,
+                false => failed(format!(
+                    "the store does not open though all is well: {error}"
+                )),
+            });
+        }
+        self.process.kill();
+        self.process = self.universe.process();
+        let faults = DiskFaults {
+            torn: self.faults.torn,
+            tear: self.faults.tear,
+            ..DiskFaults::default()
+        };
+        self.disk.set_faults(faults);
+        self.disk.set_capacity(u64::MAX);
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Flow<()> {
+        let store = self.store.take().expect("a store is open between steps");
+        let since = self.shared.model.borrow().now();
+        let closed = self.within("closing the store", store.close())?;
+        self.outcome.reopens += 1;
+        match closed {
+            Ok(()) => {
+                let mut model = self.shared.model.borrow_mut();
+                (0..model.len()).for_each(|payload| model.flushed(payload, since));
+            }
+            Err(error) if self.shared.explains(error.kind()) => {}
+            Err(error) => return Err(failed(format!("the store does not close: {error}"))),
+        }
+        self.process.kill();
+        self.process = self.universe.process();
+        self.open()?;
+        self.compare("reopening", true)
+    }
+
+    /// Compares everything with the model. After a crash the model learns what was kept.
+    fn compare(&mut self, when: &str, crashed: bool) -> Flow<()> {
+        for payload in 0..self.shared.ids.len() {
+            let states = {
+                let model = self.shared.model.borrow();
+                match crashed {
+                    true => model.after_crash(payload),
+                    false => model.current(payload),
+                }
+            };
+            let store = self.opened();
+            let id = self.shared.ids[payload].clone();
+            let looking = observe(&store, &id, &states);
+            let seen = match self.within(when, looking)? {
+                Ok(seen) => seen,
+                Err(error) if is_excused(&self.shared, &error) => return Err(End::GivenUp),
+                Err(error) => return Err(failed(format!("{when}: {id} has an error: {error}"))),
+            };
+            if !seen.corrupt.is_empty() && !self.shared.is_damaged() {
+                let ranges = &seen.corrupt;
+                return Err(failed(format!("{when}: {id} is corrupt in {ranges:?}")));
+            }
+            let fits = match crashed {
+                true => {
+                    let mut model = self.shared.model.borrow_mut();
+                    model.recovered(payload, |state| seen.fits(state))
+                }
+                false => states.iter().any(|state| seen.fits(state)),
+            };
+            let lost = self.shared.is_damaged() && crashed;
+            if !fits && lost && seen.is_of_known_bytes(&self.shared) {
+                self.begin_anew(payload)?;
+            } else if !fits {
+                let why = seen.explain(&self.shared, &states);
+                return Err(failed(format!(
+                    "{when}: {id} is in no possible state: {why}"
+                )));
+            }
+        }
+        self.compare_list(when)
+    }
+
+    /// Records of a payload's changes were destroyed: it is deleted, and the model forgets it.
+    fn begin_anew(&mut self, payload: usize) -> Flow<()> {
+        crate::marks::mark("payload with destroyed records");
+        let store = self.opened();
+        let id = self.shared.ids[payload].clone();
+        let deleting = async {
+            store.delete(&id).await?;
+            store.flush_all().await
+        };
+        match self.within("deleting what was damaged", deleting)? {
+            Ok(()) => {
+                self.shared.model.borrow_mut().reset(payload, None);
+                Ok(())
+            }
+            Err(error) if is_excused(&self.shared, &error) => Err(End::GivenUp),
+            Err(error) => Err(failed(format!("{id} cannot be deleted: {error}"))),
+        }
+    }
+
+    fn compare_list(&self, when: &str) -> Flow<()> {
+        let store = self.opened();
+        let listing = store.list(None, usize::MAX);
+        let names = self
+            .within(when, listing)?
+            .map_err(|error| failed(format!("{when}: the list has an error: {error}")))?;
+        let model = self.shared.model.borrow();
+        for (payload, id) in self.shared.ids.iter().enumerate() {
+            let states = model.current(payload);
+            let listed = names.contains(id);
+            if !states.iter().any(|state| state.is_some() == listed) {
+                return Err(failed(format!(
+                    "{when}: the list is wrong about {id}: {names:?}"
+                )));
+            }
+        }
+        match names.iter().all(|name| self.shared.ids.contains(name)) {
+            true => Ok(()),
+            false => Err(failed(format!("{when}: the list has strangers: {names:?}"))),
+        }
+    }
+
+    /// Heals everything, and sees that the store does, too.
+    fn finish(&mut self) -> Flow<()> {
+        self.faults = DiskFaults::default();
+        self.disk.set_faults(DiskFaults::default());
+        self.disk.set_capacity(u64::MAX);
+        self.reopen()?;
+        let (store, ids) = (self.opened(), self.shared.ids.clone());
+        let deleting = async {
+            for id in &ids {
+                store.delete(id).await?;
+            }
+            store.flush_all().await
+        };
+        self.within("deleting everything", deleting)?
+            .map_err(|error| failed(format!("not everything could be deleted: {error}")))?;
+        self.wait_for_nothing()?;
+        let closed = self.within("closing the store", self.opened().close())?;
+        closed.map_err(|error| failed(format!("the empty store does not close: {error}")))
+    }
+
+    /// Waits until nothing is left of what was deleted.
+    fn wait_for_nothing(&self) -> Flow<()> {
+        let mut left = String::new();
+        for _ in 0..60 {
+            match self.within("looking at what is left", self.left_over())? {
+                Ok(None) => return Ok(()),
+                Ok(Some(what)) => left = what,
+                Err(error) => return Err(failed(format!("stats fails: {error}"))),
+            }
+            self.within("waiting", self.universe.sleep(Duration::from_secs(1)))?;
+        }
+        Err(failed(format!(
+            "a minute after everything was deleted: {left}"
+        )))
+    }
+
+    /// What an empty store should not have.
+    async fn left_over(&self) -> Result<Option<String>> {
+        let stats = self.opened().stats().await?;
+        let settings = &self.shared.settings;
+        let is_segment = |name: &str| name.contains("seg");
+        let files = self.disk.files();
+        let segments = files.iter().filter(|file| is_segment(&file.0));
+        let bytes: u64 = segments.map(|file| file.1).sum();
+        let bytes_max = 2 * settings.segment_bytes * settings.shards;
+        let wrong = [
+            (stats.live_bytes, 0, "live bytes"),
+            (stats.local_mem_used, 0, "bytes of dirty memory"),
+            (stats.content_count, 0, "payloads"),
+            (bytes, bytes_max, "bytes of segments"),
+        ];
+        let wrong = wrong.into_iter().find(|(is, max, _)| is > max);
+        Ok(wrong.map(|(is, max, what)| format!("{is} {what}, at most {max} are right")))
+    }
+}
+
+fn failed(what: String) -> End {
+    End::Failed(what)
+}
+
+fn located(step: usize, end: End) -> End {
+    match end {
+        End::Failed(what) => End::Failed(format!("step {step}: {what}")),
+        End::GivenUp => End::GivenUp,
+    }
+}
