@@ -1,4 +1,5 @@
-//! The `ringstore` command. Everything that it does is in `cli`, on top of the library's public API.
+//! The `ringstore` command. Everything that it does is in `cli`, on top of the library's public
+//! API.
 
 mod cli;
 

@@ -1,7 +1,7 @@
 //! The only place where the command line reads a clock.
 //!
-//! The engine takes its time from the driver, so that a seed replays a run, and `clippy.toml` bans the
-//! clock everywhere. A front end measures the real world, and says here, once, that it does.
+//! The engine takes its time from the driver, so that a seed replays a run, and `clippy.toml` bans
+//! the clock everywhere. A front end measures the real world, and says here, once, that it does.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,7 +1,7 @@
 //! `doctor`: what the store needs of this machine, one line each, and the fix for what is missing.
 //!
-//! Invariant: io_uring is judged by opening a store with it, in a directory that is removed again, so
-//! the verdict is the engine's own. Deliberately not here: repairing anything.
+//! Invariant: io_uring is judged by opening a store with it, in a directory that is removed again,
+//! so the verdict is the engine's own. Deliberately not here: repairing anything.
 
 use super::args::Global;
 use super::machine;
@@ -79,12 +79,24 @@ fn kernel() -> Finding {
     }
 }
 
-async fn io_uring(scratch: &Path) -> Finding {
+/// Whether a store can be opened with io_uring on this machine.
+pub(super) async fn has_ring() -> bool {
+    match tempfile::tempdir() {
+        Ok(scratch) => open_with_ring(scratch.path()).await.is_ok(),
+        // Nothing was found out, so nothing is claimed.
+        Err(_) => true,
+    }
+}
+
+async fn open_with_ring(scratch: &Path) -> ringstore::Result<()> {
     let mut config = Config::new(scratch.join("ring"));
     config.driver = DriverKind::Uring;
     config.shards = Some(1);
-    let opened = async { Store::open(config).await?.close().await };
-    let (is_good, what, fix) = match opened.await {
+    Store::open(config).await?.close().await
+}
+
+async fn io_uring(scratch: &Path) -> Finding {
+    let (is_good, what, fix) = match open_with_ring(scratch).await {
         Ok(()) => (true, "works".to_owned(), String::new()),
         Err(error) => (
             false,

@@ -24,8 +24,8 @@ mod units;
 use anyhow::Context;
 use args::{Arguments, Command, Global};
 use clap::Parser;
-use outcome::{Code, Interrupted, Report, UsageError, code_of, is_broken_pipe, is_unsupported};
-use ringstore::{Config, RemoteConfig, Store};
+use outcome::{Code, Interrupted, Report, UsageError, code_of, is_broken_pipe, message};
+use ringstore::{Config, DriverKind, RemoteConfig, Store};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +52,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => Code::Failed,
         Err(error) => {
             let code = code_of(&error);
-            eprintln!("ringstore: {error:#}");
+            eprintln!("ringstore: {}", message(&error));
             code
         }
     };
@@ -146,10 +146,10 @@ fn config(global: &Global) -> anyhow::Result<Config> {
 
 /// Opens a store, and tells an unsupported machine from other failures.
 async fn open(config: Config, global: &Global) -> anyhow::Result<Store> {
-    let remote = config.remote.is_some();
     match Store::open(config).await {
         Ok(store) => Ok(store),
-        Err(error) if is_unsupported(&error, global.driver, remote) => {
+        // Whether the ring was to blame is found out where nothing else can be.
+        Err(error) if global.driver == DriverKind::Uring && !doctor::has_ring().await => {
             Err(anyhow::Error::new(outcome::Unsupported(error)))
         }
         Err(error) => Err(error.into()),

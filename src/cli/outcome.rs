@@ -1,9 +1,10 @@
 //! What a command says at its end: text or JSON, and an exit code.
 //!
-//! Invariant: a report is printed after the store was closed, so whoever reads `ok` may pull the plug.
+//! Invariant: a report is printed after the store was closed, so whoever reads `ok` may pull the
+//! plug.
 
 use anyhow::Context;
-use ringstore::{DriverKind, ErrorKind};
+use ringstore::ErrorKind;
 use serde_json::{Map, Value};
 use std::io::Write;
 
@@ -153,17 +154,24 @@ pub(crate) fn code_of(error: &anyhow::Error) -> Code {
     }
 }
 
-/// Whether an error of opening a store says that the machine cannot do what was asked.
-///
-/// Without a remote, the only thing that can be unavailable is io_uring, when it was insisted on.
-pub(crate) fn is_unsupported(error: &ringstore::Error, driver: DriverKind, remote: bool) -> bool {
-    driver == DriverKind::Uring && !remote && error.kind() == ErrorKind::Unavailable
-}
-
 /// Whether the store is in use: the lock's refusal is the error's source.
 fn is_locked(error: &ringstore::Error) -> bool {
     let source = std::error::Error::source(error);
     source.is_some_and(|source| source.is::<std::fs::TryLockError>())
+}
+
+/// What to tell about an error: what was being done, and why it failed.
+///
+/// The engine's errors say their cause themselves, so what lies below them is left out.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let mut parts = Vec::new();
+    for cause in error.chain() {
+        parts.push(cause.to_string());
+        if cause.is::<ringstore::Error>() {
+            break;
+        }
+    }
+    parts.join(": ")
 }
 
 /// Whether somebody stopped reading what we print, which is their right.

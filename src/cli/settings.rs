@@ -1,7 +1,7 @@
 //! What `init` decides and the engine does not keep: the limits of a store, in a file beside it.
 //!
-//! Invariants: the file is read by every command, is written only by `init`, whole or not at all, and
-//! an unknown or wrong entry in it is an error. An option that is typed comes before it.
+//! Invariants: the file is read by every command, is written only by `init`, whole or not at all,
+//! and an unknown or wrong entry in it is an error. An option that is typed comes before it.
 
 use super::args::{Global, Init};
 use super::outcome::{Report, UsageError};

@@ -1,8 +1,8 @@
 //! Where the next operation goes: which of a job's payloads, at which offset, read or write.
 //!
 //! Invariants: the sequence is a function of the options and the seed alone; every operation lies
-//! whole in one payload. Random blocks are drawn with replacement, unlike fio's, which keeps a map of
-//! the blocks that it has been to.
+//! whole in one payload. Random blocks are drawn with replacement, unlike fio's, which keeps a map
+//! of the blocks that it has been to.
 
 use super::args::{BenchArgs, Rw, Spread};
 use rand::rngs::SmallRng;

@@ -10,16 +10,38 @@ pub(crate) struct BenchArgs {
     #[arg(long, requires = "rw", visible_alias = "readwrite", value_enum)]
     pub(crate) rw: Option<Rw>,
     /// Bytes of one operation
-    #[arg(long, requires = "rw", default_value = "4k", value_name = "SIZE", value_parser = parse_size_above_zero)]
+    #[arg(
+        long,
+        requires = "rw",
+        default_value = "4k",
+        value_name = "SIZE",
+        value_parser = parse_size_above_zero
+    )]
     pub(crate) bs: u64,
     /// Operations in flight, of each job
-    #[arg(long, requires = "rw", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(
+        long,
+        requires = "rw",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=65_536)
+    )]
     pub(crate) iodepth: u32,
     /// Jobs, each with payloads of its own
-    #[arg(long, requires = "rw", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(
+        long,
+        requires = "rw",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
     pub(crate) numjobs: u32,
     /// Bytes of each job's payloads, and bytes to move before it ends
-    #[arg(long, requires = "rw", default_value = "256m", value_name = "SIZE", value_parser = parse_size_above_zero)]
+    #[arg(
+        long,
+        requires = "rw",
+        default_value = "256m",
+        value_name = "SIZE",
+        value_parser = parse_size_above_zero
+    )]
     pub(crate) size: u64,
     /// End after this time, at the latest
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
@@ -28,19 +50,44 @@ pub(crate) struct BenchArgs {
     #[arg(long = "time_based", requires_all = ["rw", "runtime"])]
     pub(crate) time_based: bool,
     /// Run this long before anything is counted
-    #[arg(long = "ramp_time", requires = "rw", default_value = "0s", value_name = "TIME", value_parser = parse_time)]
+    #[arg(
+        long = "ramp_time",
+        requires = "rw",
+        default_value = "0s",
+        value_name = "TIME",
+        value_parser = parse_time
+    )]
     pub(crate) ramp_time: Duration,
     /// Reads among 100 operations of randrw
-    #[arg(long, requires = "rw", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=100))]
+    #[arg(
+        long,
+        requires = "rw",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(0..=100)
+    )]
     pub(crate) rwmixread: u32,
     /// random, or zipf:THETA
-    #[arg(long = "random_distribution", requires = "rw", default_value = "random", value_parser = parse_spread)]
+    #[arg(
+        long = "random_distribution",
+        requires = "rw",
+        default_value = "random",
+        value_parser = parse_spread
+    )]
     pub(crate) random_distribution: Spread,
     /// Operations to begin each second, of each job, whether or not the earlier ones are done
-    #[arg(long = "rate_iops", requires = "rw", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    #[arg(
+        long = "rate_iops",
+        requires = "rw",
+        value_parser = clap::value_parser!(u64).range(1..=100_000_000)
+    )]
     pub(crate) rate_iops: Option<u64>,
     /// How those are spread in time
-    #[arg(long = "rate_process", requires = "rate_iops", value_enum, default_value_t = RateProcess::Linear)]
+    #[arg(
+        long = "rate_process",
+        requires = "rate_iops",
+        value_enum,
+        default_value_t = RateProcess::Linear
+    )]
     pub(crate) rate_process: RateProcess,
     /// Flush after so many writes; 0: only at the end
     #[arg(long, requires = "rw", requires = "rw", default_value_t = 0)]
@@ -52,7 +99,12 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// Shape of the result
-    #[arg(long = "output-format", requires = "rw", value_enum, default_value_t = OutputFormat::Normal)]
+    #[arg(
+        long = "output-format",
+        requires = "rw",
+        value_enum,
+        default_value_t = OutputFormat::Normal
+    )]
     pub(crate) output_format: OutputFormat,
     /// How long a shard looks for work before it sleeps
     #[arg(long = "idle-spin", value_name = "TIME", value_parser = parse_time)]

@@ -1,6 +1,7 @@
 //! The result in the shape of fio's `json+`, so that fio's own tools read it.
 //!
-//! Deliberately not here: fields of fio that have no meaning for us (disk utilisation, page faults).
+//! Deliberately not here: fields of fio that have no meaning for us (disk utilisation, page
+//! faults).
 
 use super::args::{BenchArgs, Rw};
 use super::load::Outcome;

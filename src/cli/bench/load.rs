@@ -1,8 +1,8 @@
 //! The load generator: jobs that keep operations in flight, closed loop or open.
 //!
 //! Invariants:
-//! 1. Open loop: an operation's time counts from when it was meant to begin, so a store that stalls is
-//!    charged for everything that had to wait, and nothing is left out.
+//! 1. Open loop: an operation's time counts from when it was meant to begin, so a store that stalls
+//!    is charged for everything that had to wait, and nothing is left out.
 //! 2. One job is one task; its histograms are its own until it ends.
 //! 3. Nothing that begins before the ramp is over is counted, nor is the time until then.
 
