@@ -91,6 +91,11 @@ impl Params {
         self.config.dirty_bytes_max / self.shards as u64
     }
 
+    /// Segments that as many bytes would fill; part of one counts as none.
+    fn segments_of(&self, bytes: u64) -> usize {
+        (bytes / self.segment_bytes()) as usize
+    }
+
     /// Segment files that this shard may have, the last of which is a reserve.
     fn files_max(&self) -> usize {
         match self.config.local_bytes_max {
