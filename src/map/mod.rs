@@ -243,6 +243,11 @@ impl Map {
         if let Some(id) = &payload.id {
             self.names.remove(id);
         }
+        if crate::marks::planted("clone_without_reference") {
+            use tree::Account;
+            let range = payload.extents.range(0, PAYLOAD_BYTES_MAX);
+            range.for_each(|mapped| self.live.lose(&mapped));
+        }
         payload.extents.release(&mut self.live);
         payload.zeroed.release(&mut self.live);
         Ok(())

@@ -8,7 +8,7 @@ use crate::marks::armed::arm;
 use crate::{Config, PayloadId};
 
 /// Seeds within which each planted bug must be caught.
-const TEETH: [(&str, u64); 12] = [
+const TEETH: [(&str, u64); 14] = [
     ("ack_before_sync", 20),
     ("believe_retried_sync", 300),
     ("no_generation_in_checksum", 300),
@@ -19,8 +19,10 @@ const TEETH: [(&str, u64); 12] = [
     ("skip_batch_checksum", 300),
     ("skip_page_checksum", 100),
     ("clone_without_reference", 100),
-    ("free_at_once", 100),
+    ("free_before_checkpoint", 300),
     ("footer_not_awaited", 300),
+    ("checkpoint_before_log", 300),
+    ("older_owner_wins", 300),
 ];
 
 #[test]
