@@ -50,6 +50,8 @@ use std::time::Duration;
 use tail::Tail;
 
 pub(crate) use recover::Claim;
+#[cfg(any(fuzzing, test))]
+pub(crate) use recover::load_checkpoint;
 pub(crate) use request::{Answer, Control, Routes};
 
 /// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a device
