@@ -4,6 +4,10 @@ mod buf;
 mod chunks;
 mod config;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+#[cfg(all(test, not(fuzzing)))]
+mod fuzzing;
 mod io;
 mod log;
 mod map;

@@ -116,8 +116,10 @@ impl Store {
             reply,
         };
         let booting = world.start(ShardId(0), &config, boot)?;
-        let superblock = pending.await.unwrap_or_else(|| Err(gone()))?;
+        let superblock = pending.await.unwrap_or_else(|| Err(gone()));
+        // Also when it failed: it holds the directory's lock until it has ended.
         booting.join()?;
+        let superblock = superblock?;
         config.segment_bytes = superblock.segment_bytes;
         config.shards = Some(superblock.shards as usize);
         let (store, ready) = Store::start(world, config, &superblock)?;
@@ -126,9 +128,13 @@ impl Store {
             claims.push(pending.await.unwrap_or_else(|| Err(gone())));
         }
         let claims: Result<Vec<Vec<Claim>>> = claims.into_iter().collect();
-        match claims {
-            Ok(claims) => store.settle(claims).await?,
-            Err(error) => return Err(error),
+        let settled = match claims {
+            Ok(claims) => store.settle(claims).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = settled {
+            store.give_up();
+            return Err(error);
         }
         Ok(store.opened)
     }
@@ -732,6 +738,16 @@ struct Opening {
 }
 
 impl Opening {
+    /// Ends the shards that did open, so that the directory is free when the caller hears of it.
+    fn give_up(self) {
+        let residents = std::mem::take(&mut *self.opened.0.residents.lock());
+        drop(self);
+        for resident in residents {
+            // Why the opening failed is known already.
+            let _ = resident.join();
+        }
+    }
+
     /// Of several shards that claim a payload, the one with the highest generation gets it.
     async fn settle(&self, claims: Vec<Vec<Claim>>) -> Result<()> {
         let routes = &self.opened.0.routes;

@@ -1,12 +1,14 @@
 //! The superblock: what a directory must say to be a store, and the count of its openings.
 //!
-//! Two copies stand in the directory, each replaced by rename. Opening for writing raises the epoch in
-//! both, durably, before anything else is written, so that no checksum of one opening passes in another.
+//! Two copies stand in the directory, made by rename. Opening for writing raises the epoch in both,
+//! durably, before anything else is written, so that no checksum of one opening passes in another.
+//! They are rewritten in place, which takes no space: a store on a full file system can be opened.
 //!
 //! Invariants:
 //! 1. An epoch is used only after both copies that carry it are durable.
 //! 2. A directory with anything in it that is not ours is never made a store.
 //! 3. One good copy is enough to open; two bad ones are `Corrupt`, never a new store.
+//! 4. At every moment one copy is good: the one that was opened from is written when the other is.
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,13 +16,14 @@ use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checksum::{StoreId, crc32c};
 use crate::log::segment::FORMAT_VERSION;
 use crate::types::{Epoch, PAGE, SEGMENT_BYTES_MAX};
+use bytes::Bytes;
 use std::io;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"RINGSTOR";
 
-/// The copies, in the order in which they are replaced.
+/// The copies, in the order in which they are made.
 const NAMES: [&str; 2] = ["STORE.copy", "STORE"];
 
 /// Where a copy is written before it takes its name.
@@ -57,9 +60,9 @@ pub(crate) async fn begin_epoch<D: Driver>(
     config: &Config,
     cores: usize,
 ) -> Result<Superblock> {
-    let mut superblock = match load(driver).await? {
-        Some(superblock) => superblock,
-        None => fresh(driver, config, cores),
+    let (mut superblock, good) = match load(driver).await? {
+        Some((superblock, name)) => (superblock, name),
+        None => (fresh(driver, config, cores), NAMES[1]),
     };
     if let Some(shards) = config.shards
         && shards != superblock.shards as usize
@@ -71,7 +74,7 @@ pub(crate) async fn begin_epoch<D: Driver>(
         )));
     }
     superblock.epoch = Epoch(superblock.epoch.0 + 1);
-    write(driver, &superblock)
+    write(driver, &superblock, good)
         .await
         .map_err(|error| refusal(error, "written"))?;
     Ok(superblock)
@@ -90,21 +93,21 @@ fn fresh<D: Driver>(driver: &D, config: &Config, cores: usize) -> Superblock {
     }
 }
 
-/// The newer good copy; `None` if the directory is empty.
-async fn load<D: Driver>(driver: &D) -> Result<Option<Superblock>> {
+/// The newer good copy and its name; `None` if the directory is empty.
+async fn load<D: Driver>(driver: &D) -> Result<Option<(Superblock, &'static str)>> {
     let entries = driver
         .list("")
         .await
         .map_err(|error| refusal(error, "read"))?;
-    let mut newest: Option<Superblock> = None;
+    let mut newest: Option<(Superblock, &'static str)> = None;
     let mut failure = None;
     for name in NAMES {
         if entries.iter().any(|entry| entry.name == name) {
             match read(driver, name).await {
                 Ok(copy) => {
                     newest = newest
-                        .filter(|other| other.epoch >= copy.epoch)
-                        .or(Some(copy));
+                        .filter(|(other, _)| other.epoch >= copy.epoch)
+                        .or(Some((copy, name)));
                 }
                 Err(error) => failure = Some(error),
             }
@@ -127,80 +130,113 @@ async fn load<D: Driver>(driver: &D) -> Result<Option<Superblock>> {
 }
 
 async fn read<D: Driver>(driver: &D, name: &str) -> Result<Superblock> {
-    let corrupt = |why: &str| Error::corrupt(format!("{why}, restore it: file={name}"));
     let open = async {
         let file = driver.open(name, OpenMode::Existing).await?;
         file.read(0, driver.pool().take(PAGE)).await
     };
     let page = open.await.map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => corrupt("the superblock is cut short"),
+        io::ErrorKind::UnexpectedEof => corrupt(name, "the superblock is cut short"),
         _ => refusal(error, "read"),
     })?;
-    let (mut raw, _) =
-        Raw::read_from_prefix(&page).map_err(|_| corrupt("the superblock is cut short"))?;
-    if raw.magic != MAGIC {
-        return Err(Error::invalid(format!(
-            "not a ringstore store: file={name}"
-        )));
+    Superblock::parse(name, &page)
+}
+
+fn corrupt(name: &str, why: &str) -> Error {
+    Error::corrupt(format!("{why}, restore it: file={name}"))
+}
+
+impl Superblock {
+    /// Reads and checks the copy of this name, which may hold anything.
+    pub(crate) fn parse(name: &str, page: &[u8]) -> Result<Superblock> {
+        let (mut raw, _) = Raw::read_from_prefix(page)
+            .map_err(|_| corrupt(name, "the superblock is cut short"))?;
+        if raw.magic != MAGIC {
+            return Err(Error::invalid(format!(
+                "not a ringstore store: file={name}"
+            )));
+        }
+        let sum = raw.sum.get();
+        raw.sum = 0.into();
+        if crc32c(raw.as_bytes()) != sum {
+            return Err(corrupt(name, "the superblock fails its checksum"));
+        }
+        if raw.version.get() != FORMAT_VERSION {
+            return Err(Error::invalid(format!(
+                "the store has another format, use the version of ringstore that made it: \
+                 format={} this={FORMAT_VERSION}",
+                raw.version.get()
+            )));
+        }
+        let superblock = Superblock {
+            store: raw.store,
+            epoch: Epoch(raw.epoch.get()),
+            shards: raw.shards.get(),
+            segment_bytes: raw.segment_bytes.get(),
+        };
+        let sane = (1..=1024).contains(&superblock.shards)
+            && superblock.segment_bytes <= SEGMENT_BYTES_MAX
+            && superblock.segment_bytes >= 4 * PAGE as u64
+            && superblock.segment_bytes.is_multiple_of(PAGE as u64);
+        if sane {
+            Ok(superblock)
+        } else {
+            Err(corrupt(name, "the superblock has impossible values"))
+        }
     }
-    let sum = raw.sum.get();
-    raw.sum = 0.into();
-    if crc32c(raw.as_bytes()) != sum {
-        return Err(corrupt("the superblock fails its checksum"));
-    }
-    if raw.version.get() != FORMAT_VERSION {
-        return Err(Error::invalid(format!(
-            "the store has another format, use the version of ringstore that made it: \
-             format={} this={FORMAT_VERSION}",
-            raw.version.get()
-        )));
-    }
-    let superblock = Superblock {
-        store: raw.store,
-        epoch: Epoch(raw.epoch.get()),
-        shards: raw.shards.get(),
-        segment_bytes: raw.segment_bytes.get(),
-    };
-    let sane = (1..=1024).contains(&superblock.shards)
-        && superblock.segment_bytes <= SEGMENT_BYTES_MAX
-        && superblock.segment_bytes >= 4 * PAGE as u64
-        && superblock.segment_bytes.is_multiple_of(PAGE as u64);
-    if sane {
-        Ok(superblock)
-    } else {
-        Err(corrupt("the superblock has impossible values"))
+
+    /// Fills a page with it.
+    pub(crate) fn write(&self, page: &mut [u8]) {
+        let mut raw = Raw {
+            magic: MAGIC,
+            version: FORMAT_VERSION.into(),
+            sum: 0.into(),
+            store: self.store,
+            epoch: self.epoch.0.into(),
+            segment_bytes: self.segment_bytes.into(),
+            shards: self.shards.into(),
+            reserved: 0.into(),
+        };
+        raw.sum = crc32c(raw.as_bytes()).into();
+        page.fill(0);
+        page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
     }
 }
 
-async fn write<D: Driver>(driver: &D, superblock: &Superblock) -> io::Result<()> {
-    let mut raw = Raw {
-        magic: MAGIC,
-        version: FORMAT_VERSION.into(),
-        sum: 0.into(),
-        store: superblock.store,
-        epoch: superblock.epoch.0.into(),
-        segment_bytes: superblock.segment_bytes.into(),
-        shards: superblock.shards.into(),
-        reserved: 0.into(),
-    };
-    raw.sum = crc32c(raw.as_bytes()).into();
+/// Writes both copies, the good one last.
+async fn write<D: Driver>(driver: &D, superblock: &Superblock, good: &str) -> io::Result<()> {
     let mut page = driver.pool().take(PAGE);
-    page.fill(0);
-    page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
+    superblock.write(&mut page);
     let page = page.freeze();
-    for name in NAMES {
-        if let Err(error) = driver.unlink(TEMPORARY).await
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
+    let others = NAMES.into_iter().filter(|name| *name != good);
+    for name in others.chain([good]) {
+        let there = match driver.open(name, OpenMode::Existing).await {
+            Ok(file) => Some(file).filter(|file| file.len() >= PAGE as u64),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        match there {
+            Some(file) => {
+                file.write(0, page.clone(), Durability::Visible).await?;
+                file.sync().await?;
+            }
+            None => make_copy(driver, name, page.clone()).await?,
         }
-        let file = driver.open(TEMPORARY, OpenMode::CreateNew).await?;
-        file.write(0, page.clone(), Durability::Visible).await?;
-        file.sync().await?;
-        driver.rename(TEMPORARY, name).await?;
-        driver.sync_dir("").await?;
     }
     Ok(())
+}
+
+/// Makes a copy that is missing or cut short, whole or not at all.
+async fn make_copy<D: Driver>(driver: &D, name: &str, page: Bytes) -> io::Result<()> {
+    if let Err(error) = driver.unlink(TEMPORARY).await
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let file = driver.open(TEMPORARY, OpenMode::CreateNew).await?;
+    file.write(0, page, Durability::Visible).await?;
+    file.sync().await?;
+    driver.rename(TEMPORARY, name).await?;
+    driver.sync_dir("").await
 }
 
 /// What an I/O error means to somebody who opens a store.

@@ -82,7 +82,7 @@ impl Upkeep {
 }
 
 impl State {
-    fn last_checkpoint_bytes(&self) -> u64 {
+    pub(super) fn last_checkpoint_bytes(&self) -> u64 {
         self.upkeep.kept.back().map_or(0, |(_, bytes)| *bytes)
     }
 
@@ -179,7 +179,14 @@ impl<D: Driver> Shard<D> {
             self.close_batch();
         }
         let begun = self.begin_checkpoint();
-        let result = self.write_checkpoint(&begun).await;
+        let mut result = self.write_checkpoint(&begun).await;
+        if result
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::Full)
+            && self.give_up_reserve().await
+        {
+            result = self.write_checkpoint(&begun).await;
+        }
         let mut state = self.state();
         begun
             .payloads
@@ -288,7 +295,11 @@ impl<D: Driver> Shard<D> {
         temporary: &str,
     ) -> io::Result<u64> {
         let _ = self.0.driver.unlink(temporary).await;
-        let file = self.0.driver.open(temporary, OpenMode::CreateNew).await?;
+        let file = self
+            .0
+            .files
+            .open_path(temporary, OpenMode::CreateNew)
+            .await?;
         let params = &self.0.params;
         let mut out = Out {
             encoder: Encoder::new(identity(&params.store, params.shard, sequence)),
@@ -353,6 +364,9 @@ impl<D: Driver> Shard<D> {
             state.upkeep.kept.push_back((sequence, bytes));
             let surplus = state.upkeep.kept.len().saturating_sub(CHECKPOINTS_KEPT);
             let freed = state.segments.checkpointed(dead);
+            if freed > 0 {
+                state.space.note_progress();
+            }
             state.stats.cleaned_segments += freed as u64;
             state
                 .upkeep

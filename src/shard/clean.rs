@@ -92,7 +92,7 @@ impl<D: Driver> Shard<D> {
     /// Whether writers wait for what cleaning frees, or soon will.
     fn is_urgent(&self, state: &State) -> bool {
         state.space.wants_file()
-            || state.segments.len() + SEGMENTS_LOW > self.segments_max(Purpose::Data)
+            || state.segments.len() + SEGMENTS_LOW > self.segments_max(state, Purpose::Data)
     }
 
     /// Moves what is live in the segments that are most worth it.
@@ -123,7 +123,7 @@ impl<D: Driver> Shard<D> {
     /// Bytes that the cleaner may move before it would have to wait for what it is to free.
     fn room_to_move(&self, state: &State) -> u64 {
         let free = self
-            .segments_max(Purpose::Clean)
+            .segments_max(state, Purpose::Clean)
             .saturating_sub(state.segments.len());
         (free as u64).clamp(1, MOVED_SEGMENTS_MAX) * state.log.segment_bytes()
     }

@@ -50,6 +50,8 @@ use std::time::Duration;
 use tail::Tail;
 
 pub(crate) use recover::Claim;
+#[cfg(any(fuzzing, test))]
+pub(crate) use recover::load_checkpoint;
 pub(crate) use request::{Answer, Control, Routes};
 
 /// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a device
@@ -89,6 +91,11 @@ impl Params {
 
     fn dirty_bytes_max(&self) -> u64 {
         self.config.dirty_bytes_max / self.shards as u64
+    }
+
+    /// Segments that as many bytes would fill; part of one counts as none.
+    fn segments_of(&self, bytes: u64) -> usize {
+        (bytes / self.segment_bytes()) as usize
     }
 
     /// Segment files that this shard may have, the last of which is a reserve.

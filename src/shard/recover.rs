@@ -424,3 +424,45 @@ impl Loading {
         zeroed.finish(&mut map.live);
     }
 }
+
+/// Loads items as they stand in a checkpoint, goes over all that they make, and lets it go again.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn load_checkpoint(items: Vec<Item>, params: &Params) {
+    use crate::mutation::Mutation;
+    use crate::types::{Location, PAYLOAD_BYTES_MAX, PayloadNo};
+    let mut loading = Loading::new();
+    for item in items {
+        if loading.take(item, params).is_err() {
+            loading.give_up();
+            return;
+        }
+    }
+    let Ok(mut recovered) = loading.finish() else {
+        return;
+    };
+    let (map, end) = (&mut recovered.map, recovered.end);
+    map.finish_replay();
+    // The log goes on behind these, and so do new payloads and new files.
+    let _ = (
+        end.next_lsn.next(),
+        Location::new(end.segment.next(), 0),
+        map.next_payload().0 + 1,
+        recovered.next_generation + 1,
+        recovered.segments.new_file(),
+    );
+    let numbers: Vec<PayloadNo> = map
+        .payloads_from(PayloadNo(0))
+        .map(|(number, payload)| {
+            assert!(payload.size <= PAYLOAD_BYTES_MAX);
+            let past = payload.extents.range(payload.size, u64::MAX).next();
+            assert!(past.is_none(), "no extent reaches past its payload's size");
+            Map::pieces(payload, 0, payload.size);
+            number
+        })
+        .collect();
+    for payload in numbers {
+        map.apply(&Mutation::Delete { payload }, end.next_lsn)
+            .expect("it is there");
+    }
+    assert_eq!((map.live.total(), map.live.extents()), (0, 0));
+}

@@ -403,13 +403,14 @@ impl<D: Driver> Drop for Gathered<D> {
         let Some(payload) = self.number else { return };
         let shard = self.shard.clone();
         self.shard.0.driver.spawn(async move {
-            let plan = vec![Mutation::Delete { payload }];
-            let deleted = shard
-                .record(Purpose::Meta, RECORDS_LEN, &[], |_, _| Ok((plan, ())))
-                .await;
-            if deleted.is_err() {
-                // A poisoned shard takes no records; the next opening drops what has no name.
-                mark("abandoned parts left to recovery");
+            // A poisoned shard takes no records; the next opening drops what has no name.
+            while shard.check_poison().is_ok() {
+                let plan = vec![Mutation::Delete { payload }];
+                let deleted = shard.record(Purpose::Meta, RECORDS_LEN, &[], |_, _| Ok((plan, ())));
+                if deleted.await.is_ok() {
+                    return;
+                }
+                mark("abandoned parts could not be deleted yet");
             }
         });
     }

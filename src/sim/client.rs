@@ -68,7 +68,10 @@ impl Shared {
     /// Whether an error of this kind may be the disk's doing.
     pub(super) fn explains(&self, kind: ErrorKind) -> bool {
         let counters = self.universe.counters();
-        let errors = counters.write_errors + counters.sync_errors + counters.metadata_errors;
+        let errors = counters.write_errors
+            + counters.sync_errors
+            + counters.metadata_errors
+            + counters.unreadable_pages;
         let allowed = self.allowed.get();
         match kind {
             ErrorKind::Full => allowed.full || counters.out_of_space > 0,
@@ -171,7 +174,7 @@ impl Client {
     fn unexpected(&self, index: usize, op: Op, error: &Error) {
         self.fail(
             index,
-            format!("{op:?} failed, and nothing explains it: {error}"),
+            format!("{op:?} failed, and nothing explains it: {error:?}"),
         );
     }
 
@@ -493,7 +496,10 @@ impl Client {
                     pairs.iter().any(|pair| sized(&pair)) && (0..bytes.len()).all(byte)
                 };
                 if !fits && !(pairs.len() > 1 && mixed()) {
-                    self.fail(index, format!("{op:?} read wrong bytes: got {got}"));
+                    self.fail(
+                        index,
+                        format!("{op:?} read wrong bytes: got {got} of {pairs:?}"),
+                    );
                 }
                 self.shared.succeed(op);
             }

@@ -1,5 +1,6 @@
 //! The simulator.
 
+mod campaign;
 mod client;
 mod content;
 mod generate;
@@ -7,23 +8,7 @@ mod history;
 mod observe;
 mod plan;
 mod run;
+mod shrink;
 mod world;
 
-/// Temporary.
-pub fn try_seeds(from: u64, to: u64) {
-    let mut total = [0; plan::KINDS.len()];
-    let (mut crashes, mut given_up) = (0, 0);
-    for seed in from..to {
-        let plan = plan::Plan::from_seed(seed);
-        let outcome = run::run(&plan);
-        for (sum, count) in total.iter_mut().zip(outcome.successes) {
-            *sum += count;
-        }
-        crashes += outcome.crashes;
-        given_up += outcome.given_up;
-        if let Some(failure) = outcome.failure {
-            println!("SEED {seed}: {failure}");
-        }
-    }
-    println!("{total:?} crashes {crashes} given up {given_up}");
-}
+pub use campaign::{Campaign, Failure, SEEDS_FOR_MARKS};

@@ -29,6 +29,9 @@ pub(super) const BLOCK_BYTES: u64 = 64 << 10;
 /// Virtual time in which everything must have an answer.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// Virtual time in which a store that was full must serve again, once there is space.
+const SERVICE_RESUMES: Duration = Duration::from_secs(30);
+
 /// Name of the disk.
 const DISK: &str = "disk";
 
@@ -286,15 +289,16 @@ impl Run {
     fn refused(&mut self, attempt: u32, error: &Error) -> Flow<()> {
         let explained = self.shared.explains(error.kind());
         if !explained {
-            return Err(failed(format!("the store does not open: {error}")));
+            return Err(failed(format!("the store does not open: {error:?}")));
         }
         if attempt > 0 {
             // Faults are off: only what they left behind can be the reason.
-            let lasting = error.kind() == ErrorKind::Corrupt && self.shared.is_damaged();
+            let lasting = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Poisoned)
+                && self.shared.is_damaged();
             return Err(match lasting {
                 true => End::GivenUp,
                 false => failed(format!(
-                    "the store does not open though all is well: {error}"
+                    "the store does not open though all is well: {error:?}"
                 )),
             });
         }
@@ -321,7 +325,7 @@ impl Run {
                 (0..model.len()).for_each(|payload| model.flushed(payload, since));
             }
             Err(error) if self.shared.explains(error.kind()) => {}
-            Err(error) => return Err(failed(format!("the store does not close: {error}"))),
+            Err(error) => return Err(failed(format!("the store does not close: {error:?}"))),
         }
         self.process.kill();
         self.process = self.universe.process();
@@ -345,7 +349,7 @@ impl Run {
             let seen = match self.within(when, looking)? {
                 Ok(seen) => seen,
                 Err(error) if is_excused(&self.shared, &error) => return Err(End::GivenUp),
-                Err(error) => return Err(failed(format!("{when}: {id} has an error: {error}"))),
+                Err(error) => return Err(failed(format!("{when}: {id} has an error: {error:?}"))),
             };
             if !seen.corrupt.is_empty() && !self.shared.is_damaged() {
                 let ranges = &seen.corrupt;
@@ -395,7 +399,7 @@ impl Run {
         let listing = store.list(None, usize::MAX);
         let names = self
             .within(when, listing)?
-            .map_err(|error| failed(format!("{when}: the list has an error: {error}")))?;
+            .map_err(|error| failed(format!("{when}: the list has an error: {error:?}")))?;
         let model = self.shared.model.borrow();
         for (payload, id) in self.shared.ids.iter().enumerate() {
             let states = model.current(payload);
@@ -419,17 +423,24 @@ impl Run {
         self.disk.set_capacity(u64::MAX);
         self.reopen()?;
         let (store, ids) = (self.opened(), self.shared.ids.clone());
+        let patience = self.universe.now().after(SERVICE_RESUMES);
         let deleting = async {
             for id in &ids {
-                store.delete(id).await?;
+                // A full store takes a moment to find out that there is room again.
+                while let Err(error) = store.delete(id).await {
+                    let waits = error.kind() == ErrorKind::Full;
+                    if !waits || self.universe.now() > patience {
+                        return Err(error);
+                    }
+                }
             }
             store.flush_all().await
         };
         self.within("deleting everything", deleting)?
-            .map_err(|error| failed(format!("not everything could be deleted: {error}")))?;
+            .map_err(|error| failed(format!("not everything could be deleted: {error:?}")))?;
         self.wait_for_nothing()?;
         let closed = self.within("closing the store", self.opened().close())?;
-        closed.map_err(|error| failed(format!("the empty store does not close: {error}")))
+        closed.map_err(|error| failed(format!("the empty store does not close: {error:?}")))
     }
 
     /// Waits until nothing is left of what was deleted.
@@ -464,7 +475,13 @@ impl Run {
             (bytes, bytes_max, "bytes of segments"),
         ];
         let wrong = wrong.into_iter().find(|(is, max, _)| is > max);
-        Ok(wrong.map(|(is, max, what)| format!("{is} {what}, at most {max} are right")))
+        let report = |(is, max, what)| {
+            let (held, free) = (stats.segments, stats.segments_free);
+            format!(
+                "{is} {what}, at most {max} are right: segments={held} free={free} files={files:?}"
+            )
+        };
+        Ok(wrong.map(report))
     }
 }
 
