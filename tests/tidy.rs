@@ -1,8 +1,8 @@
-//! The house rules that a machine can check: who may use whom, where `unsafe` and certain crates may
-//! be, how long files and lines are, and that every promise is guarded by a test.
+//! The house rules that a machine can check: who may use whom, where `unsafe` and certain crates
+//! may be, how long files and lines are, and that every promise is guarded by a test.
 //!
-//! The tables here are the rules; `docs/architecture.md` has the reasons. An exception has its reason
-//! beside it, and a limit that a file exceeds may only go down.
+//! The tables here are the rules; `docs/architecture.md` has the reasons. An exception has its
+//! reason beside it, and a limit that a file exceeds may only go down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
