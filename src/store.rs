@@ -74,8 +74,9 @@ impl Store {
     /// # Errors
     ///
     /// `InvalidInput` for a configuration that cannot work, a directory that is not a store, is of
-    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged in
-    /// every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk fails.
+    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged
+    /// in every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk
+    /// fails.
     ///
     /// # Cancellation
     ///
@@ -262,8 +263,8 @@ impl Store {
 
     /// Reads `id`, with `source` showing through where `id` was never written.
     ///
-    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id` was
-    /// ever truncated to. Changes neither. Either may be missing, not both.
+    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id`
+    /// was ever truncated to. Changes neither. Either may be missing, not both.
     ///
     /// # Errors
     ///
@@ -345,7 +346,8 @@ impl Store {
 
     /// Writes `data` at `offset`; every read that begins after it returned sees it.
     ///
-    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer back.
+    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer
+    /// back.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! Newtypes for everything that is a number here, so that no two bare integers stand side by side.
 //!
 //! Invariants:
-//! 1. A [`Location`] names one byte of one shard's log for ever: segment ids are never used twice, so
-//!    a location that has been freed is never given to other bytes.
+//! 1. A [`Location`] names one byte of one shard's log for ever: segment ids are never used twice,
+//!    so a location that has been freed is never given to other bytes.
 //! 2. Page arithmetic rounds explicitly; nothing else here rounds.
 //!
 //! Deliberately not here: anything that knows what the numbers are for.
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// Unit of checksums, of device transfers and of read atomicity.
 ///
-/// 4 KiB is the largest logical block size of NVMe devices in the field, so aligning to it satisfies
-/// O_DIRECT everywhere.
+/// 4 KiB is the largest logical block size of NVMe devices in the field, so aligning to it
+/// satisfies O_DIRECT everywhere.
 pub(crate) const PAGE: usize = 4096;
 
 /// Largest size of a payload, and largest `offset + len` of an operation.

@@ -6,12 +6,13 @@
 //! page f..    footer: the sums of all pages before it and a copy of every batch's records
 //! ```
 //!
-//! A batch's head page holds, from the front, its header, its records and the sums of its data pages;
-//! from the back, small writes' bytes. A durable 100-byte write is one page.
+//! A batch's head page holds, from the front, its header, its records and the sums of its data
+//! pages; from the back, small writes' bytes. A durable 100-byte write is one page.
 //!
 //! Invariants:
 //! 1. Nothing here is believed before its checksum, bound to segment and page, has been compared.
-//! 2. Parsing any bytes ends in a value or an error: no panic, no allocation by an unchecked length.
+//! 2. Parsing any bytes ends in a value or an error: no panic, no allocation by an unchecked
+//! length.
 
 use super::checksum::{Identity, StoreId, crc32c};
 use super::record::{self, Malformed};

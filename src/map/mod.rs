@@ -477,7 +477,8 @@ impl Map {
         self.relocated.clear();
     }
 
-    /// Substitutes relocated places in a part of the map; returns where to go on, `None` at the end.
+    /// Substitutes relocated places in a part of the map; returns where to go on, `None` at the
+    /// end.
     ///
     /// The substitution changes no content, so nodes are changed in place and clones stay shared.
     pub(crate) fn settle_step(
@@ -508,8 +509,8 @@ impl Map {
         None
     }
 
-    /// Visits the extents of a part of the map, those of shared nodes once per pass; returns where to
-    /// go on, `None` at the end.
+    /// Visits the extents of a part of the map, those of shared nodes once per pass; returns where
+    /// to go on, `None` at the end.
     pub(crate) fn visit_step(
         &self,
         pass: u64,

@@ -1,9 +1,9 @@
-//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep, the
-//! task that decides when to write one, when to clean, and when to give files back.
+//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep,
+//! the task that decides when to write one, when to clean, and when to give files back.
 //!
 //! Invariants:
-//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers and
-//!    every footer that it relies on is durable.
+//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers
+//!    and every footer that it relies on is durable.
 //! 2. The two newest checkpoints are kept, and no segment that either needs is freed.
 //! 3. Checkpoints cost at most a twentieth of what the log costs: one is due when twenty times the
 //!    bytes of the last have been logged since.
@@ -63,7 +63,8 @@ pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
 }
 
 impl Upkeep {
-    /// As found at opening: checkpoints by number with their bytes, and what the newest good one covers.
+    /// As found at opening: checkpoints by number with their bytes, and what the newest good one
+    /// covers.
     pub(super) fn found(mut kept: Vec<(u64, u64)>, covered: Option<Lsn>) -> Upkeep {
         kept.sort_unstable();
         let next_sequence = kept.last().map_or(1, |(sequence, _)| sequence + 1);
@@ -139,8 +140,8 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn keep_up(&self) -> Result<()> {
-        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move to.
-        // So the former comes first, and no failure of the latter keeps it from its turn.
+        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move
+        // to. So the former comes first, and no failure of the latter keeps it from its turn.
         let checkpointing = {
             let state = self.0.state.borrow();
             state.checkpoint_due() || state.freeing_due()

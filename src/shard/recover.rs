@@ -1,12 +1,13 @@
 //! Opening a shard: checkpoint, then the log's tail, then a new segment behind it.
 //!
-//! The newest good checkpoint gives the map; `replay` applies what was logged since. Then relocations
-//! are settled, and what large writes had gathered without finishing is dropped.
+//! The newest good checkpoint gives the map; `replay` applies what was logged since. Then
+//! relocations are settled, and what large writes had gathered without finishing is dropped.
 //!
 //! Invariants:
 //! 1. Opening reads the checkpoint and the tail, whatever the store holds besides.
 //! 2. Nothing is appended behind a tear: the log goes on in a new segment.
-//! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded allocation.
+//! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded
+//! allocation.
 
 use super::checkpoint::{Upkeep, parse_checkpoint_name};
 use super::files::Files;
@@ -33,8 +34,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 
-/// Largest batch in pages: 1 MiB of data and a head. Larger ones gain no speed, and make small flushes
-/// wait longer behind them.
+/// Largest batch in pages: 1 MiB of data and a head. Larger ones gain no speed, and make small
+/// flushes wait longer behind them.
 const BATCH_PAGES_MAX: u32 = 257;
 
 /// A payload that lives on another shard than its name's home.

@@ -1,8 +1,8 @@
 //! What a client does: one operation against the store, and what its answer says about the model.
 //!
 //! Invariants:
-//! 1. The model is told of a change before the store is, and of its answer in the same step in which
-//!    the answer arrives, so that a crash in between finds the change unanswered.
+//! 1. The model is told of a change before the store is, and of its answer in the same step in
+//!    which the answer arrives, so that a crash in between finds the change unanswered.
 //! 2. Every answer is judged. One that no possible state explains is a failure of the run.
 //!
 //! Deliberately not here: crashes and what is found behind them; see `run` and `observe`.

@@ -1,8 +1,8 @@
 //! Plans from a seed, or from any bytes.
 //!
-//! A run does not have everything in it: which faults exist, how often each operation comes, and how
-//! small the store's budgets are is drawn first (a swarm), so that rare combinations get runs of
-//! their own. Then come the steps, at the edges where such engines break.
+//! A run does not have everything in it: which faults exist, how often each operation comes, and
+//! how small the store's budgets are is drawn first (a swarm), so that rare combinations get runs
+//! of their own. Then come the steps, at the edges where such engines break.
 //!
 //! Invariants:
 //! 1. Every seed and every sequence of bytes gives a plan that can run.
