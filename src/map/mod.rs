@@ -634,8 +634,12 @@ fn substitute(
         if from.segment() < segment || from.offset() + moved <= at.offset() {
             continue;
         }
-        let start = from.offset().max(at.offset());
+        // What comes from disk may have been relocated twice; the first counts.
+        let start = from.offset().max(at.offset() + done);
         let stop = (from.offset() + moved).min(end);
+        if start >= stop {
+            continue;
+        }
         let logical = |offset: u32| mapped.start() + u64::from(offset - at.offset());
         if logical(start) > mapped.start() + u64::from(done) {
             out.push(mapped.slice(mapped.start() + u64::from(done), logical(start)));

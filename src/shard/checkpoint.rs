@@ -17,7 +17,7 @@ use crate::map::Payload;
 use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
 use crate::marks::{mark, planted};
-use crate::types::{Lsn, PAGE, PayloadNo, SegmentId};
+use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
@@ -59,7 +59,7 @@ pub(super) fn checkpoint_name(sequence: u64) -> String {
 pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("checkpoint-")?;
     let sequence = u64::from_str_radix(digits, 16).ok()?;
-    (checkpoint_name(sequence) == name).then_some(sequence)
+    (checkpoint_name(sequence) == name && sequence < NUMBER_MAX).then_some(sequence)
 }
 
 impl Upkeep {
