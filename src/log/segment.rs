@@ -12,7 +12,7 @@
 //! Invariants:
 //! 1. Nothing here is believed before its checksum, bound to segment and page, has been compared.
 //! 2. Parsing any bytes ends in a value or an error: no panic, no allocation by an unchecked
-//! length.
+//!    length.
 
 use super::checksum::{Identity, StoreId, crc32c};
 use super::record::{self, Malformed};
