@@ -4,6 +4,10 @@ mod buf;
 mod chunks;
 mod config;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+#[cfg(all(test, not(fuzzing)))]
+mod fuzzing;
 mod io;
 mod log;
 mod map;
@@ -29,3 +33,8 @@ pub use stats::{
     Extent, ExtentKind, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport,
 };
 pub use store::Store;
+
+/// The README's code has to run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

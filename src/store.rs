@@ -51,11 +51,19 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Store(Arc<Shared>);
 
+/// How to ask one shard.
+struct Mailboxes {
+    /// Writes, which may be held back.
+    writes: Sender<Request>,
+    /// Everything else.
+    others: Sender<Request>,
+}
+
 struct Shared {
     config: Config,
     clock: Clock,
     routes: Arc<Routes>,
-    shards: Vec<Sender<Request>>,
+    shards: Vec<Mailboxes>,
     outcomes: Vec<Outcome>,
     residents: Mutex<Vec<Resident>>,
 }
@@ -66,8 +74,9 @@ impl Store {
     /// # Errors
     ///
     /// `InvalidInput` for a configuration that cannot work, a directory that is not a store, is of
-    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged in
-    /// every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk fails.
+    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged
+    /// in every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk
+    /// fails.
     ///
     /// # Cancellation
     ///
@@ -141,13 +150,15 @@ impl Store {
     )> {
         let count = superblock.shards as usize;
         let routes = Arc::new(Routes::new(count));
-        let (shards, requests): (Vec<_>, Vec<_>) =
-            (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
+        let mut shards = Vec::new();
         let (peers, controls): (Vec<_>, Vec<_>) = (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
         let outcomes: Vec<Outcome> = (0..count).map(|_| Outcome::default()).collect();
         let mut residents = Vec::new();
         let mut ready = Vec::new();
-        for (index, (requests, control)) in requests.into_iter().zip(controls).enumerate() {
+        for (index, control) in controls.into_iter().enumerate() {
+            let (writes, write_requests) = mailbox(REQUESTS_MAX);
+            let (others, requests) = mailbox(REQUESTS_MAX);
+            shards.push(Mailboxes { writes, others });
             let shard = ShardId(index as u16);
             let params = Params {
                 store: superblock.store,
@@ -161,6 +172,7 @@ impl Store {
             let life = Life {
                 params,
                 requests,
+                writes: write_requests,
                 control,
                 peers: peers.clone(),
                 outcome: outcomes[index].clone(),
@@ -198,7 +210,7 @@ impl Store {
         let mut pending = Vec::new();
         for shard in &self.0.shards {
             let (reply, answer) = slot();
-            let sent = shard.send(self.request(Work::Close(reply))).await;
+            let sent = shard.others.send(self.request(Work::Close(reply))).await;
             pending.push(sent.is_ok().then_some(answer));
         }
         let mut result = Ok(());
@@ -251,8 +263,8 @@ impl Store {
 
     /// Reads `id`, with `source` showing through where `id` was never written.
     ///
-    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id` was
-    /// ever truncated to. Changes neither. Either may be missing, not both.
+    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id`
+    /// was ever truncated to. Changes neither. Either may be missing, not both.
     ///
     /// # Errors
     ///
@@ -334,7 +346,8 @@ impl Store {
 
     /// Writes `data` at `offset`; every read that begins after it returned sees it.
     ///
-    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer back.
+    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer
+    /// back.
     ///
     /// # Errors
     ///
@@ -665,11 +678,13 @@ impl Store {
         loop {
             let shard = self.0.routes.shard_of(id);
             let (reply, answer) = slot();
-            let sender = &self.0.shards[usize::from(shard.0)];
-            sender
-                .send(self.request(work(reply)))
-                .await
-                .map_err(|_| Error::closed())?;
+            let request = self.request(work(reply));
+            let mailboxes = &self.0.shards[usize::from(shard.0)];
+            let sender = match &request.work {
+                Work::Write { .. } => &mailboxes.writes,
+                _ => &mailboxes.others,
+            };
+            sender.send(request).await.map_err(|_| Error::closed())?;
             match answer.await.unwrap_or_else(|| Err(Error::closed()))? {
                 Answer::Done(value) => return Ok(value),
                 Answer::Elsewhere => {}
@@ -683,6 +698,7 @@ impl Store {
         for shard in &self.0.shards {
             let (reply, answer) = slot();
             shard
+                .others
                 .send(self.request(work(reply)))
                 .await
                 .map_err(|_| Error::closed())?;
@@ -815,6 +831,7 @@ impl ShardMain for Boot {
 struct Life {
     params: Params,
     requests: Receiver<Request>,
+    writes: Receiver<Request>,
     control: Receiver<Control>,
     peers: Vec<Sender<Control>>,
     outcome: Outcome,
@@ -826,7 +843,9 @@ impl ShardMain for Life {
         match Shard::open(driver, self.params, self.peers).await {
             Ok(shard) => {
                 self.ready.send(Ok(shard.claims()));
-                shard.serve(self.requests, self.control, self.outcome).await;
+                shard
+                    .serve(self.requests, self.writes, self.control, self.outcome)
+                    .await;
             }
             Err(error) => self.ready.send(Err(error)),
         }

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checksum::{StoreId, crc32c};
 use crate::log::segment::FORMAT_VERSION;
-use crate::types::{Epoch, PAGE, SEGMENT_BYTES_MAX};
+use crate::types::{Epoch, NUMBER_MAX, PAGE, SEGMENT_BYTES_MAX};
 use bytes::Bytes;
 use std::io;
 use zerocopy::little_endian::{U32, U64};
@@ -130,67 +130,83 @@ async fn load<D: Driver>(driver: &D) -> Result<Option<(Superblock, &'static str)
 }
 
 async fn read<D: Driver>(driver: &D, name: &str) -> Result<Superblock> {
-    let corrupt = |why: &str| Error::corrupt(format!("{why}, restore it: file={name}"));
     let open = async {
         let file = driver.open(name, OpenMode::Existing).await?;
         file.read(0, driver.pool().take(PAGE)).await
     };
     let page = open.await.map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => corrupt("the superblock is cut short"),
+        io::ErrorKind::UnexpectedEof => corrupt(name, "the superblock is cut short"),
         _ => refusal(error, "read"),
     })?;
-    let (mut raw, _) =
-        Raw::read_from_prefix(&page).map_err(|_| corrupt("the superblock is cut short"))?;
-    if raw.magic != MAGIC {
-        return Err(Error::invalid(format!(
-            "not a ringstore store: file={name}"
-        )));
+    Superblock::parse(name, &page)
+}
+
+fn corrupt(name: &str, why: &str) -> Error {
+    Error::corrupt(format!("{why}, restore it: file={name}"))
+}
+
+impl Superblock {
+    /// Reads and checks the copy of this name, which may hold anything.
+    pub(crate) fn parse(name: &str, page: &[u8]) -> Result<Superblock> {
+        let (mut raw, _) = Raw::read_from_prefix(page)
+            .map_err(|_| corrupt(name, "the superblock is cut short"))?;
+        if raw.magic != MAGIC {
+            return Err(Error::invalid(format!(
+                "not a ringstore store: file={name}"
+            )));
+        }
+        let sum = raw.sum.get();
+        raw.sum = 0.into();
+        if crc32c(raw.as_bytes()) != sum {
+            return Err(corrupt(name, "the superblock fails its checksum"));
+        }
+        if raw.version.get() != FORMAT_VERSION {
+            return Err(Error::invalid(format!(
+                "the store has another format, use the version of ringstore that made it: \
+                 format={} this={FORMAT_VERSION}",
+                raw.version.get()
+            )));
+        }
+        let superblock = Superblock {
+            store: raw.store,
+            epoch: Epoch(raw.epoch.get()),
+            shards: raw.shards.get(),
+            segment_bytes: raw.segment_bytes.get(),
+        };
+        let sane = (1..=1024).contains(&superblock.shards)
+            && superblock.epoch.0 < NUMBER_MAX
+            && superblock.segment_bytes <= SEGMENT_BYTES_MAX
+            && superblock.segment_bytes >= 4 * PAGE as u64
+            && superblock.segment_bytes.is_multiple_of(PAGE as u64);
+        if sane {
+            Ok(superblock)
+        } else {
+            Err(corrupt(name, "the superblock has impossible values"))
+        }
     }
-    let sum = raw.sum.get();
-    raw.sum = 0.into();
-    if crc32c(raw.as_bytes()) != sum {
-        return Err(corrupt("the superblock fails its checksum"));
-    }
-    if raw.version.get() != FORMAT_VERSION {
-        return Err(Error::invalid(format!(
-            "the store has another format, use the version of ringstore that made it: \
-             format={} this={FORMAT_VERSION}",
-            raw.version.get()
-        )));
-    }
-    let superblock = Superblock {
-        store: raw.store,
-        epoch: Epoch(raw.epoch.get()),
-        shards: raw.shards.get(),
-        segment_bytes: raw.segment_bytes.get(),
-    };
-    let sane = (1..=1024).contains(&superblock.shards)
-        && superblock.segment_bytes <= SEGMENT_BYTES_MAX
-        && superblock.segment_bytes >= 4 * PAGE as u64
-        && superblock.segment_bytes.is_multiple_of(PAGE as u64);
-    if sane {
-        Ok(superblock)
-    } else {
-        Err(corrupt("the superblock has impossible values"))
+
+    /// Fills a page with it.
+    pub(crate) fn write(&self, page: &mut [u8]) {
+        let mut raw = Raw {
+            magic: MAGIC,
+            version: FORMAT_VERSION.into(),
+            sum: 0.into(),
+            store: self.store,
+            epoch: self.epoch.0.into(),
+            segment_bytes: self.segment_bytes.into(),
+            shards: self.shards.into(),
+            reserved: 0.into(),
+        };
+        raw.sum = crc32c(raw.as_bytes()).into();
+        page.fill(0);
+        page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
     }
 }
 
 /// Writes both copies, the good one last.
 async fn write<D: Driver>(driver: &D, superblock: &Superblock, good: &str) -> io::Result<()> {
-    let mut raw = Raw {
-        magic: MAGIC,
-        version: FORMAT_VERSION.into(),
-        sum: 0.into(),
-        store: superblock.store,
-        epoch: superblock.epoch.0.into(),
-        segment_bytes: superblock.segment_bytes.into(),
-        shards: superblock.shards.into(),
-        reserved: 0.into(),
-    };
-    raw.sum = crc32c(raw.as_bytes()).into();
     let mut page = driver.pool().take(PAGE);
-    page.fill(0);
-    page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
+    superblock.write(&mut page);
     let page = page.freeze();
     let others = NAMES.into_iter().filter(|name| *name != good);
     for name in others.chain([good]) {
@@ -237,3 +253,6 @@ fn refusal(error: io::Error, what: &str) -> Error {
     let message = format!("the store's directory cannot be {what}: cause={error}");
     Error::with_source(kind, message, error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,9 @@
-//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep, the
-//! task that decides when to write one, when to clean, and when to give files back.
+//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep,
+//! the task that decides when to write one, when to clean, and when to give files back.
 //!
 //! Invariants:
-//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers and
-//!    every footer that it relies on is durable.
+//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers
+//!    and every footer that it relies on is durable.
 //! 2. The two newest checkpoints are kept, and no segment that either needs is freed.
 //! 3. Checkpoints cost at most a twentieth of what the log costs: one is due when twenty times the
 //!    bytes of the last have been logged since.
@@ -16,8 +16,8 @@ use crate::log::writer::LogEnd;
 use crate::map::Payload;
 use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
-use crate::marks::mark;
-use crate::types::{Lsn, PAGE, PayloadNo, SegmentId};
+use crate::marks::{mark, planted};
+use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
@@ -59,11 +59,12 @@ pub(super) fn checkpoint_name(sequence: u64) -> String {
 pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("checkpoint-")?;
     let sequence = u64::from_str_radix(digits, 16).ok()?;
-    (checkpoint_name(sequence) == name).then_some(sequence)
+    (checkpoint_name(sequence) == name && sequence < NUMBER_MAX).then_some(sequence)
 }
 
 impl Upkeep {
-    /// As found at opening: checkpoints by number with their bytes, and what the newest good one covers.
+    /// As found at opening: checkpoints by number with their bytes, and what the newest good one
+    /// covers.
     pub(super) fn found(mut kept: Vec<(u64, u64)>, covered: Option<Lsn>) -> Upkeep {
         kept.sort_unstable();
         let next_sequence = kept.last().map_or(1, |(sequence, _)| sequence + 1);
@@ -82,7 +83,7 @@ impl Upkeep {
 }
 
 impl State {
-    fn last_checkpoint_bytes(&self) -> u64 {
+    pub(super) fn last_checkpoint_bytes(&self) -> u64 {
         self.upkeep.kept.back().map_or(0, |(_, bytes)| *bytes)
     }
 
@@ -139,8 +140,8 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn keep_up(&self) -> Result<()> {
-        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move to.
-        // So the former comes first, and no failure of the latter keeps it from its turn.
+        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move
+        // to. So the former comes first, and no failure of the latter keeps it from its turn.
         let checkpointing = {
             let state = self.0.state.borrow();
             state.checkpoint_due() || state.freeing_due()
@@ -179,7 +180,14 @@ impl<D: Driver> Shard<D> {
             self.close_batch();
         }
         let begun = self.begin_checkpoint();
-        let result = self.write_checkpoint(&begun).await;
+        let mut result = self.write_checkpoint(&begun).await;
+        if result
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::Full)
+            && self.give_up_reserve().await
+        {
+            result = self.write_checkpoint(&begun).await;
+        }
         let mut state = self.state();
         begun
             .payloads
@@ -234,6 +242,10 @@ impl<D: Driver> Shard<D> {
         }];
         head.extend(sealed.map(item));
         let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
+        if planted("free_before_checkpoint") {
+            state.segments.checkpointed(&dead);
+            state.segments.checkpointed(&dead);
+        }
         Begun {
             end,
             head,
@@ -249,8 +261,12 @@ impl<D: Driver> Shard<D> {
             state.upkeep.next_sequence - 1
         };
         // What the checkpoint refers to is durable before the checkpoint is.
-        self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
-        self.footers_durable(begun.end.segment).await?;
+        if !planted("checkpoint_before_log") {
+            self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
+        }
+        if !planted("footer_not_awaited") {
+            self.footers_durable(begun.end.segment).await?;
+        }
         let temporary = self.0.params.path("checkpoint.new");
         let result = self
             .write_checkpoint_file(sequence, begun, &temporary)
@@ -357,6 +373,9 @@ impl<D: Driver> Shard<D> {
             state.upkeep.kept.push_back((sequence, bytes));
             let surplus = state.upkeep.kept.len().saturating_sub(CHECKPOINTS_KEPT);
             let freed = state.segments.checkpointed(dead);
+            if freed > 0 {
+                state.space.note_progress();
+            }
             state.stats.cleaned_segments += freed as u64;
             state
                 .upkeep

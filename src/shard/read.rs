@@ -1,8 +1,8 @@
 //! Reads: a plan from the map, then bytes from memory and from the device, checked.
 //!
 //! Invariants:
-//! 1. The plan is made in one step, so a read sees one state of the map. Bytes in memory are taken in
-//!    that step; segments to be read are held, so that their files are not used again meanwhile.
+//! 1. The plan is made in one step, so a read sees one state of the map. Bytes in memory are taken
+//!    in that step; segments to be read are held, so that their files are not used again meanwhile.
 //! 2. Every page from the device is compared with its sum before a byte of it is handed out.
 
 use super::request::{Layer, LayerPart, zeros};
@@ -26,7 +26,8 @@ const DEVICE_READ_MAX: u32 = 1 << 20;
 /// Device reads of one request in flight at once.
 const READS_MAX: usize = 64;
 
-/// Longest footer that is believed: what describes the largest segment, filled with the smallest batches.
+/// Longest footer that is believed: what describes the largest segment, filled with the smallest
+/// batches.
 const FOOTER_BYTES_MAX: usize = 512 << 20;
 
 /// Where a part of a read comes from.

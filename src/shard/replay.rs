@@ -1,17 +1,18 @@
 //! Replay: what the segments behind the checkpoint hold, and where the log ends.
 //!
-//! A sealed segment's footer has a copy of its records, so a long tail is replayed without reading its
-//! data. A footer proves nothing about the batches before it, which the device may have taken in any
-//! order; what proves them is `committed_through` of something later. Where a batch is bad, the same
-//! question decides: if it was promised to be durable this is corruption, its records are taken from the
-//! footer if that is good, else counted as lost, and replay goes on behind it. If not, it is a torn
-//! tail: the log ends before it, and goes on in a new segment, whose head says so.
+//! A sealed segment's footer has a copy of its records, so a long tail is replayed without reading
+//! its data. A footer proves nothing about the batches before it, which the device may have taken
+//! in any order; what proves them is `committed_through` of something later. Where a batch is bad,
+//! the same question decides: if it was promised to be durable this is corruption, its records are
+//! taken from the footer if that is good, else counted as lost, and replay goes on behind it. If
+//! not, it is a torn tail: the log ends before it, and goes on in a new segment, whose head says
+//! so.
 //!
 //! Invariants:
 //! 1. A batch is applied only if it is whole, or proven to have been durable.
 //! 2. Batches are applied in the order of their numbers, each once.
-//! 3. Whatever is taken over is durable before the shard is opened: a process that was killed leaves
-//!    writes behind that can be read, and yet be lost with the power.
+//! 3. Whatever is taken over is durable before the shard is opened: a process that was killed
+//!    leaves writes behind that can be read, and yet be lost with the power.
 
 use super::files::{parse_segment_name, segment_name};
 use super::recover::{Recovered, Recovery};
@@ -100,8 +101,9 @@ impl<D: Driver> Recovery<'_, D> {
 
     /// Forgets segments that nothing refers to and whose files are gone or hold others by now.
     ///
-    /// A checkpoint lists all segments that were held when it was begun. Those that were dead then may
-    /// have been freed since, by that very checkpoint, and their files removed, or used for the tail.
+    /// A checkpoint lists all segments that were held when it was begun. Those that were dead then
+    /// may have been freed since, by that very checkpoint, and their files removed, or used for the
+    /// tail.
     async fn forget_reused(&self, recovered: &mut Recovered) {
         let live = &recovered.map.live;
         let dead = recovered
@@ -174,8 +176,8 @@ impl<D: Driver> Recovery<'_, D> {
         Ok(())
     }
 
-    /// The latest batch that anything in these segments says to have been durable. Reads footers, and
-    /// whole segments where there is none: the last one, as a rule.
+    /// The latest batch that anything in these segments says to have been durable. Reads footers,
+    /// and whole segments where there is none: the last one, as a rule.
     async fn find_proof(&self, candidates: &mut Candidates) -> Result<Lsn> {
         let ends: BTreeMap<SegmentId, u32> = candidates
             .values()
@@ -383,7 +385,8 @@ impl<D: Driver> Recovery<'_, D> {
         (recovered.end.next_lsn, recovered.end.chain) = (lsn.next(), sum);
     }
 
-    /// Takes a segment into the table, durable and with a footer, so that it can be read from now on.
+    /// Takes a segment into the table, durable and with a footer, so that it can be read from now
+    /// on.
     async fn adopt(
         &self,
         head: &SegmentHead,

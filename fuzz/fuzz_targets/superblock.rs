@@ -1,0 +1,4 @@
+//! A copy of the superblock.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ringstore::fuzzing::superblock(data));
