@@ -4,7 +4,8 @@
 //!
 //! `--seeds N` runs so many, `--start-seed S` begins there, `--seed S` replays one, `--plan FILE`
 //! replays a plan, `--keep-going` does not stop at the first failure, `--json` prints figures for
-//! machines, `--print-plan S` shows the plan of a seed.
+//! machines, `--print-plan S` shows the plan of a seed. `--exhaustive N` runs every program of up to N
+//! operations with every crash instead.
 
 use ringstore::sim::Campaign;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ struct Options {
     seed: Option<u64>,
     plan: Option<String>,
     print_plan: Option<u64>,
+    exhaustive: Option<u32>,
     keep_going: bool,
     json: bool,
 }
@@ -50,6 +52,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--start-seed" => options.start = number(word()?)?,
             "--seed" => options.seed = Some(number(word()?)?),
             "--plan" => options.plan = Some(word()?),
+            "--exhaustive" => options.exhaustive = Some(number(word()?)? as u32),
             "--print-plan" => options.print_plan = Some(number(word()?)?),
             "--keep-going" => options.keep_going = true,
             "--json" => options.json = true,
@@ -73,9 +76,16 @@ fn run(options: &Options) -> bool {
         Some(seed) => (seed, Some(1)),
         None => (options.start, options.seeds),
     };
-    let unlimited = count.is_none() && options.seconds.is_none();
+    let endless = options.exhaustive.is_none() && count.is_none();
+    let unlimited = endless && options.seconds.is_none();
     let seconds = options.seconds.or(unlimited.then_some(SECONDS_DEFAULT));
     let began = Instant::now();
+    if let Some(ops) = options.exhaustive {
+        let more = || seconds.is_none_or(|seconds| began.elapsed().as_secs() < seconds);
+        let failure = campaign.run_exhaustively(ops, more);
+        failure.iter().for_each(|failure| println!("{failure}"));
+        return report(&campaign, options, failure.is_some().into());
+    }
     let mut failures = 0;
     let mut seed = first;
     while count.is_none_or(|count| seed - first < count) {

@@ -25,6 +25,14 @@ const OFFSET_BITS: u32 = 28;
 /// Largest segment: what the offset bits of a location can address.
 pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << OFFSET_BITS;
 
+/// Bound of everything that is counted up: batches, epochs, generations, files, payloads. What comes
+/// from disk is below it, so that counting on never overflows; nothing ever gets this far by itself.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+
+/// Bound of segment numbers that come from disk: half of what a [`Location`] can name, so that there
+/// are always numbers left to go on with.
+pub(crate) const SEGMENT_NUMBER_MAX: u64 = 1 << 35;
+
 /// Rounds up to whole pages, in bytes.
 pub(crate) const fn page_ceil(bytes: usize) -> usize {
     bytes.div_ceil(PAGE) * PAGE
@@ -46,7 +54,7 @@ pub(crate) struct SegmentId(pub(crate) u64);
 impl SegmentId {
     /// Whether a [`Location`] can name it, and some after it.
     pub(crate) fn is_valid(self) -> bool {
-        self.0 < 1 << (63 - OFFSET_BITS)
+        self.0 < SEGMENT_NUMBER_MAX
     }
 
     /// The segment after this one.

@@ -288,9 +288,8 @@ impl Log {
         let open = self.open.as_ref().filter(|open| open.id == at.segment())?;
         let batch = open.batch.as_ref()?;
         let start = (at.offset() as usize).checked_sub(batch.first_page as usize * PAGE)?;
-        Some(Bytes::copy_from_slice(
-            &batch.buf[start..start + len as usize],
-        ))
+        let bytes = batch.buf.get(start..start + len as usize)?;
+        Some(Bytes::copy_from_slice(bytes))
     }
 
     /// Closes the open batch and says what to write; `None` if there is none.

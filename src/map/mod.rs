@@ -243,6 +243,11 @@ impl Map {
         if let Some(id) = &payload.id {
             self.names.remove(id);
         }
+        if crate::marks::planted("clone_without_reference") {
+            use tree::Account;
+            let range = payload.extents.range(0, PAYLOAD_BYTES_MAX);
+            range.for_each(|mapped| self.live.lose(&mapped));
+        }
         payload.extents.release(&mut self.live);
         payload.zeroed.release(&mut self.live);
         Ok(())
@@ -629,8 +634,12 @@ fn substitute(
         if from.segment() < segment || from.offset() + moved <= at.offset() {
             continue;
         }
-        let start = from.offset().max(at.offset());
+        // What comes from disk may have been relocated twice; the first counts.
+        let start = from.offset().max(at.offset() + done);
         let stop = (from.offset() + moved).min(end);
+        if start >= stop {
+            continue;
+        }
         let logical = |offset: u32| mapped.start() + u64::from(offset - at.offset());
         if logical(start) > mapped.start() + u64::from(done) {
             out.push(mapped.slice(mapped.start() + u64::from(done), logical(start)));

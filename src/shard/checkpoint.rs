@@ -16,8 +16,8 @@ use crate::log::writer::LogEnd;
 use crate::map::Payload;
 use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
-use crate::marks::mark;
-use crate::types::{Lsn, PAGE, PayloadNo, SegmentId};
+use crate::marks::{mark, planted};
+use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
@@ -59,7 +59,7 @@ pub(super) fn checkpoint_name(sequence: u64) -> String {
 pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("checkpoint-")?;
     let sequence = u64::from_str_radix(digits, 16).ok()?;
-    (checkpoint_name(sequence) == name).then_some(sequence)
+    (checkpoint_name(sequence) == name && sequence < NUMBER_MAX).then_some(sequence)
 }
 
 impl Upkeep {
@@ -242,6 +242,10 @@ impl<D: Driver> Shard<D> {
         }];
         head.extend(sealed.map(item));
         let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
+        if planted("free_before_checkpoint") {
+            state.segments.checkpointed(&dead);
+            state.segments.checkpointed(&dead);
+        }
         Begun {
             end,
             head,
@@ -257,8 +261,12 @@ impl<D: Driver> Shard<D> {
             state.upkeep.next_sequence - 1
         };
         // What the checkpoint refers to is durable before the checkpoint is.
-        self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
-        self.footers_durable(begun.end.segment).await?;
+        if !planted("checkpoint_before_log") {
+            self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
+        }
+        if !planted("footer_not_awaited") {
+            self.footers_durable(begun.end.segment).await?;
+        }
         let temporary = self.0.params.path("checkpoint.new");
         let result = self
             .write_checkpoint_file(sequence, begun, &temporary)

@@ -121,7 +121,10 @@ impl<T> Receiver<T> {
                 if state.senders == 0 {
                     return Poll::Ready(false);
                 }
-                state.receiver.replace(context.waker().clone());
+                let before = state.receiver.replace(context.waker().clone());
+                // It may be the last of its task, whose end may lead back here.
+                drop(state);
+                drop(before);
                 return Poll::Pending;
             }
             if batch.is_empty() {
@@ -149,3 +152,6 @@ impl<T> Drop for Receiver<T> {
         waiting.into_iter().for_each(Waker::wake);
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

@@ -58,10 +58,14 @@ impl<T> Future for Pending<T> {
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        // Cloned before and dropped after: a waker is somebody else's code.
+        let waker = context.waker().clone();
         let mut state = self.0.lock();
         match &mut *state {
-            State::Waiting(waker) => {
-                waker.replace(context.waker().clone());
+            State::Waiting(waiting) => {
+                let before = waiting.replace(waker);
+                drop(state);
+                drop(before);
                 Poll::Pending
             }
             _ => match std::mem::replace(&mut *state, State::Over) {
@@ -71,3 +75,6 @@ impl<T> Future for Pending<T> {
         }
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

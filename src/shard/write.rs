@@ -16,7 +16,7 @@ use super::{Claim, Shard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::log::record::RECORD_BYTES_MAX;
-use crate::marks::mark;
+use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
 use crate::types::{Generation, Lsn, PayloadNo, ShardId};
@@ -382,9 +382,15 @@ impl<D: Driver> Shard<D> {
         let mine = |id: &PayloadId| self.0.state.borrow().map.find(id).map(|own| own.generation);
         let won = claims
             .iter()
-            .map(|claim| mine(&claim.id) < Some(claim.generation))
+            .map(|claim| match planted("older_owner_wins") {
+                true => mine(&claim.id).is_none(),
+                false => mine(&claim.id) < Some(claim.generation),
+            })
             .collect();
-        let lost = |claim: &&Claim| mine(&claim.id).is_some_and(|own| own < claim.generation);
+        let lost = |claim: &&Claim| {
+            let older = mine(&claim.id).is_some_and(|own| own < claim.generation);
+            older && !planted("older_owner_wins")
+        };
         let ids: Vec<PayloadId> = claims
             .iter()
             .filter(lost)

@@ -84,7 +84,16 @@ impl Campaign {
     }
 
     fn take(&mut self, plan: &Plan) -> Option<Failure> {
-        let outcome = run(plan);
+        let message = self.count(run(plan))?;
+        let (plan, message) = shrink(plan, &message);
+        Some(Failure {
+            message,
+            plan: plan.to_string(),
+        })
+    }
+
+    /// Adds a run up; returns what was wrong with it.
+    pub(super) fn count(&mut self, outcome: Outcome) -> Option<String> {
         let total = &mut self.total;
         for (sum, count) in total.successes.iter_mut().zip(outcome.successes) {
             *sum += count;
@@ -97,12 +106,7 @@ impl Campaign {
         for (mark, hits) in outcome.marks {
             *self.marks.entry(mark).or_default() += hits;
         }
-        let message = outcome.failure?;
-        let (plan, message) = shrink(plan, &message);
-        Some(Failure {
-            message,
-            plan: plan.to_string(),
-        })
+        outcome.failure
     }
 
     /// The plan of a seed as text.

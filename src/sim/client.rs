@@ -496,10 +496,13 @@ impl Client {
                     pairs.iter().any(|pair| sized(&pair)) && (0..bytes.len()).all(byte)
                 };
                 if !fits && !(pairs.len() > 1 && mixed()) {
-                    self.fail(
-                        index,
-                        format!("{op:?} read wrong bytes: got {got} of {pairs:?}"),
-                    );
+                    self.fail(index, {
+                        let above = self.shared.explain(&uppers, offset, &bytes);
+                        let below = self.shared.explain(&lowers, offset, &bytes);
+                        format!(
+                            "{op:?} read wrong {got} bytes:\n    {above}\n  source:\n    {below}"
+                        )
+                    });
                 }
                 self.shared.succeed(op);
             }

@@ -16,7 +16,7 @@ use super::plan::{KINDS, Op, Plan, Settings, Step};
 use super::world;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::sim::{Disk, DiskFaults, Process, Stop, Universe};
+use crate::io::sim::{Disk, DiskFaults, Grain, Process, Stop, Universe};
 use crate::payload_id::PayloadId;
 use crate::store::Store;
 use std::cell::{Cell, RefCell};
@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Virtual time in which a store that was full must serve again, once there is space.
 const SERVICE_RESUMES: Duration = Duration::from_secs(30);
+
+/// Decisions of which a mask takes each on its own.
+pub(super) const DECISIONS_MAX: usize = 6;
 
 /// Name of the disk.
 const DISK: &str = "disk";
@@ -49,6 +52,10 @@ pub(super) struct Outcome {
     pub(super) reopens: u64,
     pub(super) given_up: u64,
     pub(super) marks: BTreeMap<&'static str, u64>,
+    /// Whether clients were stopped at an I/O, not by being done.
+    pub(super) stopped_at_io: bool,
+    /// Decisions of the last cut that a mask could take.
+    pub(super) decisions: usize,
 }
 
 /// Carries a plan out.
@@ -149,7 +156,9 @@ impl Run {
             }
             let control = steps.get(at);
             let stop_after = match control {
-                Some(Step::Cut { ios } | Step::Kill { ios }) => Some((*ios).max(1)),
+                Some(Step::Cut { ios } | Step::CutKeeping { ios, .. } | Step::Kill { ios }) => {
+                    Some((*ios).max(1))
+                }
                 _ => None,
             };
             self.run_clients(begin, &steps[begin..at], stop_after)?;
@@ -205,7 +214,11 @@ impl Run {
             return Err(End::Failed(failure));
         }
         match result {
-            Ok(()) | Err(Stop::AtIo) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(Stop::AtIo) => {
+                self.outcome.stopped_at_io = true;
+                Ok(())
+            }
             Err(stop) => {
                 let last = first + steps.len().saturating_sub(1);
                 Err(failed(format!(
@@ -230,6 +243,11 @@ impl Run {
             Step::Cut { .. } => {
                 self.store = None;
                 self.disk.power_cut();
+                self.come_back()
+            }
+            Step::CutKeeping { mask, .. } => {
+                self.store = None;
+                self.cut_keeping(*mask);
                 self.come_back()
             }
             Step::Kill { .. } => {
@@ -257,6 +275,19 @@ impl Run {
             }
             Step::Client { .. } => unreachable!("clients are run together"),
         }
+    }
+
+    /// Cuts the power in the finest grain that makes few decisions, which the mask's bits take.
+    fn cut_keeping(&mut self, mask: u64) {
+        let few = |grain: &Grain| self.disk.pending(*grain) <= DECISIONS_MAX;
+        let grains = [Grain::Sector, Grain::Page, Grain::Write];
+        let grain = grains.into_iter().find(few).unwrap_or(Grain::Write);
+        let decisions = self.disk.pending(grain);
+        self.outcome.decisions = decisions.min(DECISIONS_MAX);
+        let kept: Vec<bool> = (0..decisions)
+            .map(|decision| mask >> (decision % DECISIONS_MAX) & 1 == 1)
+            .collect();
+        self.disk.power_cut_keeping(grain, &kept);
     }
 
     /// After a crash: opens the store again and compares everything.
@@ -447,16 +478,16 @@ impl Run {
     /// Waits until nothing is left of what was deleted.
     fn wait_for_nothing(&self) -> Flow<()> {
         let mut left = String::new();
-        for _ in 0..60 {
+        for wait_s in (0..20).map(|tries| 1 + tries * 2) {
             match self.within("looking at what is left", self.left_over())? {
                 Ok(None) => return Ok(()),
                 Ok(Some(what)) => left = what,
                 Err(error) => return Err(failed(format!("stats fails: {error}"))),
             }
-            self.within("waiting", self.universe.sleep(Duration::from_secs(1)))?;
+            self.within("waiting", self.universe.sleep(Duration::from_secs(wait_s)))?;
         }
         Err(failed(format!(
-            "a minute after everything was deleted: {left}"
+            "six minutes after everything was deleted: {left}"
         )))
     }
 
