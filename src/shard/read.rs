@@ -237,7 +237,7 @@ impl<D: Driver> Shard<D> {
         let sums: Rc<[u32]> = match self.read_footer(held).await {
             Ok(footer) => footer.sums.into(),
             Err(error) => {
-                tracing::warn!(segment = held.id.0, %error, "a footer is bad, its batches are read");
+                tracing::warn!(segment = held.id.0, %error, "a bad footer, its batches are read");
                 self.sums_of_batches(held).await?.into()
             }
         };
@@ -251,7 +251,8 @@ impl<D: Driver> Shard<D> {
 
     /// The sums of a sealed segment whose footer is bad, from the heads of its batches.
     ///
-    /// Pages of a batch whose head is bad, too, are left without a sum, and fail when they are read.
+    /// Pages of a batch whose head is bad, too, are left without a sum, and fail when they are
+    /// read.
     async fn sums_of_batches(&self, held: &Held) -> Result<Vec<u32>> {
         mark("sums taken from batches");
         self.0.state.borrow_mut().stats.checksum_failures += 1;
