@@ -1,1 +1,8 @@
-fn main() {}
+//! The `ringstore` command. Everything that it does is in `cli`, on top of the library's public
+//! API.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -2,9 +2,9 @@
 //!
 //! Invariants:
 //! 1. Every file is of exactly one kind: it holds a segment, or it is free.
-//! 2. A segment's file is freed only when nothing refers to the segment, nobody reads it, and the two
-//!    newest checkpoints were both begun after the last reference went: neither they nor the replay
-//!    that starts from them can want it.
+//! 2. A segment's file is freed only when nothing refers to the segment, nobody reads it, and the
+//!    two newest checkpoints were both begun after the last reference went: neither they nor the
+//!    replay that starts from them can want it.
 //! 3. Checksum tables are a cache of the segments' footers, bounded by `SUMS_BYTES_MAX`.
 //!
 //! Deliberately not here: the files themselves, and who refers to what (`map::live`).
@@ -16,12 +16,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
-/// Memory of checksum tables per shard at most. A table is a thousandth of its segment, so this covers
-/// 8 GiB without a reload, and a reload is one read.
+/// Memory of checksum tables per shard at most. A table is a thousandth of its segment, so this
+/// covers 8 GiB without a reload, and a reload is one read.
 const SUMS_BYTES_MAX: usize = 8 << 20;
 
-/// Checkpoints that must be begun after a segment's last reference went, before its file is used again.
-/// Two, so that either of the two newest checkpoints can be lost.
+/// Checkpoints that must be begun after a segment's last reference went, before its file is used
+/// again. Two, so that either of the two newest checkpoints can be lost.
 const CHECKPOINTS_TO_FREE: u8 = 2;
 
 /// Files without a segment count only below this, so that a stray name cannot use the numbers up.

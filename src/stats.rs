@@ -132,7 +132,8 @@ impl Stats {
             .outage_duration_seconds
             .max(other.outage_duration_seconds);
         for (name, count) in other.counts() {
-            *self.count_mut(name) += count;
+            let sum = self.count_mut(name);
+            *sum = sum.saturating_add(count);
         }
         self.average_size = self.used_size.checked_div(self.content_count).unwrap_or(0);
     }

@@ -51,11 +51,19 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Store(Arc<Shared>);
 
+/// How to ask one shard.
+struct Mailboxes {
+    /// Writes, which may be held back.
+    writes: Sender<Request>,
+    /// Everything else.
+    others: Sender<Request>,
+}
+
 struct Shared {
     config: Config,
     clock: Clock,
     routes: Arc<Routes>,
-    shards: Vec<Sender<Request>>,
+    shards: Vec<Mailboxes>,
     outcomes: Vec<Outcome>,
     residents: Mutex<Vec<Resident>>,
 }
@@ -66,8 +74,9 @@ impl Store {
     /// # Errors
     ///
     /// `InvalidInput` for a configuration that cannot work, a directory that is not a store, is of
-    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged in
-    /// every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk fails.
+    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged
+    /// in every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk
+    /// fails.
     ///
     /// # Cancellation
     ///
@@ -108,8 +117,10 @@ impl Store {
             reply,
         };
         let booting = world.start(ShardId(0), &config, boot)?;
-        let superblock = pending.await.unwrap_or_else(|| Err(gone()))?;
+        let superblock = pending.await.unwrap_or_else(|| Err(gone()));
+        // Also when it failed: it holds the directory's lock until it has ended.
         booting.join()?;
+        let superblock = superblock?;
         config.segment_bytes = superblock.segment_bytes;
         config.shards = Some(superblock.shards as usize);
         let (store, ready) = Store::start(world, config, &superblock)?;
@@ -118,9 +129,13 @@ impl Store {
             claims.push(pending.await.unwrap_or_else(|| Err(gone())));
         }
         let claims: Result<Vec<Vec<Claim>>> = claims.into_iter().collect();
-        match claims {
-            Ok(claims) => store.settle(claims).await?,
-            Err(error) => return Err(error),
+        let settled = match claims {
+            Ok(claims) => store.settle(claims).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = settled {
+            store.give_up();
+            return Err(error);
         }
         Ok(store.opened)
     }
@@ -135,13 +150,15 @@ impl Store {
     )> {
         let count = superblock.shards as usize;
         let routes = Arc::new(Routes::new(count));
-        let (shards, requests): (Vec<_>, Vec<_>) =
-            (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
+        let mut shards = Vec::new();
         let (peers, controls): (Vec<_>, Vec<_>) = (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
         let outcomes: Vec<Outcome> = (0..count).map(|_| Outcome::default()).collect();
         let mut residents = Vec::new();
         let mut ready = Vec::new();
-        for (index, (requests, control)) in requests.into_iter().zip(controls).enumerate() {
+        for (index, control) in controls.into_iter().enumerate() {
+            let (writes, write_requests) = mailbox(REQUESTS_MAX);
+            let (others, requests) = mailbox(REQUESTS_MAX);
+            shards.push(Mailboxes { writes, others });
             let shard = ShardId(index as u16);
             let params = Params {
                 store: superblock.store,
@@ -155,6 +172,7 @@ impl Store {
             let life = Life {
                 params,
                 requests,
+                writes: write_requests,
                 control,
                 peers: peers.clone(),
                 outcome: outcomes[index].clone(),
@@ -192,7 +210,7 @@ impl Store {
         let mut pending = Vec::new();
         for shard in &self.0.shards {
             let (reply, answer) = slot();
-            let sent = shard.send(self.request(Work::Close(reply))).await;
+            let sent = shard.others.send(self.request(Work::Close(reply))).await;
             pending.push(sent.is_ok().then_some(answer));
         }
         let mut result = Ok(());
@@ -245,8 +263,8 @@ impl Store {
 
     /// Reads `id`, with `source` showing through where `id` was never written.
     ///
-    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id` was
-    /// ever truncated to. Changes neither. Either may be missing, not both.
+    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id`
+    /// was ever truncated to. Changes neither. Either may be missing, not both.
     ///
     /// # Errors
     ///
@@ -328,7 +346,8 @@ impl Store {
 
     /// Writes `data` at `offset`; every read that begins after it returned sees it.
     ///
-    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer back.
+    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer
+    /// back.
     ///
     /// # Errors
     ///
@@ -659,11 +678,13 @@ impl Store {
         loop {
             let shard = self.0.routes.shard_of(id);
             let (reply, answer) = slot();
-            let sender = &self.0.shards[usize::from(shard.0)];
-            sender
-                .send(self.request(work(reply)))
-                .await
-                .map_err(|_| Error::closed())?;
+            let request = self.request(work(reply));
+            let mailboxes = &self.0.shards[usize::from(shard.0)];
+            let sender = match &request.work {
+                Work::Write { .. } => &mailboxes.writes,
+                _ => &mailboxes.others,
+            };
+            sender.send(request).await.map_err(|_| Error::closed())?;
             match answer.await.unwrap_or_else(|| Err(Error::closed()))? {
                 Answer::Done(value) => return Ok(value),
                 Answer::Elsewhere => {}
@@ -677,6 +698,7 @@ impl Store {
         for shard in &self.0.shards {
             let (reply, answer) = slot();
             shard
+                .others
                 .send(self.request(work(reply)))
                 .await
                 .map_err(|_| Error::closed())?;
@@ -718,6 +740,16 @@ struct Opening {
 }
 
 impl Opening {
+    /// Ends the shards that did open, so that the directory is free when the caller hears of it.
+    fn give_up(self) {
+        let residents = std::mem::take(&mut *self.opened.0.residents.lock());
+        drop(self);
+        for resident in residents {
+            // Why the opening failed is known already.
+            let _ = resident.join();
+        }
+    }
+
     /// Of several shards that claim a payload, the one with the highest generation gets it.
     async fn settle(&self, claims: Vec<Vec<Claim>>) -> Result<()> {
         let routes = &self.opened.0.routes;
@@ -799,6 +831,7 @@ impl ShardMain for Boot {
 struct Life {
     params: Params,
     requests: Receiver<Request>,
+    writes: Receiver<Request>,
     control: Receiver<Control>,
     peers: Vec<Sender<Control>>,
     outcome: Outcome,
@@ -810,7 +843,9 @@ impl ShardMain for Life {
         match Shard::open(driver, self.params, self.peers).await {
             Ok(shard) => {
                 self.ready.send(Ok(shard.claims()));
-                shard.serve(self.requests, self.control, self.outcome).await;
+                shard
+                    .serve(self.requests, self.writes, self.control, self.outcome)
+                    .await;
             }
             Err(error) => self.ready.send(Err(error)),
         }

@@ -1,12 +1,14 @@
 //! The superblock: what a directory must say to be a store, and the count of its openings.
 //!
-//! Two copies stand in the directory, each replaced by rename. Opening for writing raises the epoch in
-//! both, durably, before anything else is written, so that no checksum of one opening passes in another.
+//! Two copies stand in the directory, made by rename. Opening for writing raises the epoch in both,
+//! durably, before anything else is written, so that no checksum of one opening passes in another.
+//! They are rewritten in place, which takes no space: a store on a full file system can be opened.
 //!
 //! Invariants:
 //! 1. An epoch is used only after both copies that carry it are durable.
 //! 2. A directory with anything in it that is not ours is never made a store.
 //! 3. One good copy is enough to open; two bad ones are `Corrupt`, never a new store.
+//! 4. At every moment one copy is good: the one that was opened from is written when the other is.
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
@@ -14,13 +16,14 @@ use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checksum::{StoreId, crc32c};
 use crate::log::segment::FORMAT_VERSION;
 use crate::types::{Epoch, NUMBER_MAX, PAGE, SEGMENT_BYTES_MAX};
+use bytes::Bytes;
 use std::io;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"RINGSTOR";
 
-/// The copies, in the order in which they are replaced.
+/// The copies, in the order in which they are made.
 const NAMES: [&str; 2] = ["STORE.copy", "STORE"];
 
 /// Where a copy is written before it takes its name.
@@ -57,9 +60,9 @@ pub(crate) async fn begin_epoch<D: Driver>(
     config: &Config,
     cores: usize,
 ) -> Result<Superblock> {
-    let mut superblock = match load(driver).await? {
-        Some(superblock) => superblock,
-        None => fresh(driver, config, cores),
+    let (mut superblock, good) = match load(driver).await? {
+        Some((superblock, name)) => (superblock, name),
+        None => (fresh(driver, config, cores), NAMES[1]),
     };
     if let Some(shards) = config.shards
         && shards != superblock.shards as usize
@@ -71,7 +74,7 @@ pub(crate) async fn begin_epoch<D: Driver>(
         )));
     }
     superblock.epoch = Epoch(superblock.epoch.0 + 1);
-    write(driver, &superblock)
+    write(driver, &superblock, good)
         .await
         .map_err(|error| refusal(error, "written"))?;
     Ok(superblock)
@@ -90,21 +93,21 @@ fn fresh<D: Driver>(driver: &D, config: &Config, cores: usize) -> Superblock {
     }
 }
 
-/// The newer good copy; `None` if the directory is empty.
-async fn load<D: Driver>(driver: &D) -> Result<Option<Superblock>> {
+/// The newer good copy and its name; `None` if the directory is empty.
+async fn load<D: Driver>(driver: &D) -> Result<Option<(Superblock, &'static str)>> {
     let entries = driver
         .list("")
         .await
         .map_err(|error| refusal(error, "read"))?;
-    let mut newest: Option<Superblock> = None;
+    let mut newest: Option<(Superblock, &'static str)> = None;
     let mut failure = None;
     for name in NAMES {
         if entries.iter().any(|entry| entry.name == name) {
             match read(driver, name).await {
                 Ok(copy) => {
                     newest = newest
-                        .filter(|other| other.epoch >= copy.epoch)
-                        .or(Some(copy));
+                        .filter(|(other, _)| other.epoch >= copy.epoch)
+                        .or(Some((copy, name)));
                 }
                 Err(error) => failure = Some(error),
             }
@@ -200,23 +203,41 @@ impl Superblock {
     }
 }
 
-async fn write<D: Driver>(driver: &D, superblock: &Superblock) -> io::Result<()> {
+/// Writes both copies, the good one last.
+async fn write<D: Driver>(driver: &D, superblock: &Superblock, good: &str) -> io::Result<()> {
     let mut page = driver.pool().take(PAGE);
     superblock.write(&mut page);
     let page = page.freeze();
-    for name in NAMES {
-        if let Err(error) = driver.unlink(TEMPORARY).await
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
+    let others = NAMES.into_iter().filter(|name| *name != good);
+    for name in others.chain([good]) {
+        let there = match driver.open(name, OpenMode::Existing).await {
+            Ok(file) => Some(file).filter(|file| file.len() >= PAGE as u64),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        match there {
+            Some(file) => {
+                file.write(0, page.clone(), Durability::Visible).await?;
+                file.sync().await?;
+            }
+            None => make_copy(driver, name, page.clone()).await?,
         }
-        let file = driver.open(TEMPORARY, OpenMode::CreateNew).await?;
-        file.write(0, page.clone(), Durability::Visible).await?;
-        file.sync().await?;
-        driver.rename(TEMPORARY, name).await?;
-        driver.sync_dir("").await?;
     }
     Ok(())
+}
+
+/// Makes a copy that is missing or cut short, whole or not at all.
+async fn make_copy<D: Driver>(driver: &D, name: &str, page: Bytes) -> io::Result<()> {
+    if let Err(error) = driver.unlink(TEMPORARY).await
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let file = driver.open(TEMPORARY, OpenMode::CreateNew).await?;
+    file.write(0, page, Durability::Visible).await?;
+    file.sync().await?;
+    driver.rename(TEMPORARY, name).await?;
+    driver.sync_dir("").await
 }
 
 /// What an I/O error means to somebody who opens a store.

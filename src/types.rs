@@ -1,8 +1,8 @@
 //! Newtypes for everything that is a number here, so that no two bare integers stand side by side.
 //!
 //! Invariants:
-//! 1. A [`Location`] names one byte of one shard's log for ever: segment ids are never used twice, so
-//!    a location that has been freed is never given to other bytes.
+//! 1. A [`Location`] names one byte of one shard's log for ever: segment ids are never used twice,
+//!    so a location that has been freed is never given to other bytes.
 //! 2. Page arithmetic rounds explicitly; nothing else here rounds.
 //!
 //! Deliberately not here: anything that knows what the numbers are for.
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// Unit of checksums, of device transfers and of read atomicity.
 ///
-/// 4 KiB is the largest logical block size of NVMe devices in the field, so aligning to it satisfies
-/// O_DIRECT everywhere.
+/// 4 KiB is the largest logical block size of NVMe devices in the field, so aligning to it
+/// satisfies O_DIRECT everywhere.
 pub(crate) const PAGE: usize = 4096;
 
 /// Largest size of a payload, and largest `offset + len` of an operation.
@@ -52,6 +52,11 @@ pub(crate) struct ShardId(pub(crate) u16);
 pub(crate) struct SegmentId(pub(crate) u64);
 
 impl SegmentId {
+    /// Whether a [`Location`] can name it, and some after it.
+    pub(crate) fn is_valid(self) -> bool {
+        self.0 < SEGMENT_NUMBER_MAX
+    }
+
     /// The segment after this one.
     pub(crate) fn next(self) -> SegmentId {
         SegmentId(self.0 + 1)
@@ -76,6 +81,13 @@ pub(crate) struct Epoch(pub(crate) u64);
 /// Internal number of a payload within its shard. A deleted payload's number is never used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct PayloadNo(pub(crate) u64);
+
+impl PayloadNo {
+    /// The number after this one.
+    pub(crate) fn next(self) -> PayloadNo {
+        PayloadNo(self.0 + 1)
+    }
+}
 
 /// Store-wide age of a payload's creation: of two shards that claim one id, the higher one owns it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -32,12 +32,18 @@ impl DirLock {
         let mut file = open(dir)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::invalid(format!(
+            Err(refusal @ TryLockError::WouldBlock) => {
+                let message = format!(
                     "the store is in use, close it there first: dir={} holder={}",
                     dir.display(),
                     holder(&mut file)
-                )));
+                );
+                // By its source, a program tells this from other invalid input.
+                return Err(Error::with_source(
+                    ErrorKind::InvalidInput,
+                    message,
+                    refusal,
+                ));
             }
             Err(TryLockError::Error(error)) => {
                 let message = format!(

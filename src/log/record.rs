@@ -3,8 +3,8 @@
 //! Invariants:
 //! 1. `decode(encode(m)) == m`, and the bytes are the same on every machine (little-endian, fixed
 //!    width; `docs/format.md` draws them).
-//! 2. Decoding believes nothing: any bytes give a mutation or an error, never a panic, and nothing is
-//!    allocated beyond the input's length.
+//! 2. Decoding believes nothing: any bytes give a mutation or an error, never a panic, and nothing
+//!    is allocated beyond the input's length.
 //!
 //! Deliberately not here: checksums. Records lie inside pages and footers that have them.
 

@@ -6,17 +6,18 @@
 //! page f..    footer: the sums of all pages before it and a copy of every batch's records
 //! ```
 //!
-//! A batch's head page holds, from the front, its header, its records and the sums of its data pages;
-//! from the back, small writes' bytes. A durable 100-byte write is one page.
+//! A batch's head page holds, from the front, its header, its records and the sums of its data
+//! pages; from the back, small writes' bytes. A durable 100-byte write is one page.
 //!
 //! Invariants:
 //! 1. Nothing here is believed before its checksum, bound to segment and page, has been compared.
-//! 2. Parsing any bytes ends in a value or an error: no panic, no allocation by an unchecked length.
+//! 2. Parsing any bytes ends in a value or an error: no panic, no allocation by an unchecked
+//! length.
 
 use super::checksum::{Identity, StoreId, crc32c};
 use super::record::{self, Malformed};
 use crate::mutation::Mutation;
-use crate::types::{Epoch, Lsn, NUMBER_MAX, PAGE, SEGMENT_NUMBER_MAX, SegmentId, ShardId};
+use crate::types::{Epoch, Lsn, NUMBER_MAX, PAGE, SegmentId, ShardId};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -106,7 +107,7 @@ impl SegmentHead {
         if raw.version.get() != FORMAT_VERSION {
             return Err(Malformed("a segment is of another version"));
         }
-        let sane = raw.segment.get() < SEGMENT_NUMBER_MAX
+        let sane = SegmentId(raw.segment.get()).is_valid()
             && raw.epoch.get() < NUMBER_MAX
             && (1..NUMBER_MAX).contains(&raw.first_lsn.get());
         if !sane {

@@ -1,9 +1,9 @@
 //! Live bytes per segment, counted extent by extent as tree nodes come and go.
 //!
 //! Invariants:
-//! 1. A segment's count is the sum over the extents of all distinct nodes. Two nodes that refer to the
-//!    same bytes, as after a clone diverged, count them twice, so a count is an upper bound of the live
-//!    bytes, and zero exactly when nothing refers to the segment.
+//! 1. A segment's count is the sum over the extents of all distinct nodes. Two nodes that refer to
+//!    the same bytes, as after a clone diverged, count them twice, so a count is an upper bound of
+//!    the live bytes, and zero exactly when nothing refers to the segment.
 //! 2. Counts never go below zero; that would be a defect of the tree.
 
 use super::extent::{Mapped, Zeroed};
@@ -54,13 +54,20 @@ impl Account<Mapped> for Live {
     fn lose(&mut self, entry: &Mapped) {
         let bytes = entry.end() - entry.start();
         let segment = entry.at().segment();
+        if crate::marks::planted("clone_without_reference") {
+            self.segments.entry(segment).or_insert(0);
+            self.total = self.total.max(bytes);
+            self.extents = self.extents.max(1);
+        }
         let count = self
             .segments
             .get_mut(&segment)
             .expect("lost bytes were gained before");
-        *count = count
-            .checked_sub(bytes)
-            .expect("lost bytes were gained before");
+        *count = match crate::marks::planted("clone_without_reference") {
+            true => Some(count.saturating_sub(bytes)),
+            false => count.checked_sub(bytes),
+        }
+        .expect("lost bytes were gained before");
         if *count == 0 {
             self.segments.remove(&segment);
         }

@@ -243,6 +243,11 @@ impl Map {
         if let Some(id) = &payload.id {
             self.names.remove(id);
         }
+        if crate::marks::planted("clone_without_reference") {
+            use tree::Account;
+            let range = payload.extents.range(0, PAYLOAD_BYTES_MAX);
+            range.for_each(|mapped| self.live.lose(&mapped));
+        }
         payload.extents.release(&mut self.live);
         payload.zeroed.release(&mut self.live);
         Ok(())
@@ -472,7 +477,8 @@ impl Map {
         self.relocated.clear();
     }
 
-    /// Substitutes relocated places in a part of the map; returns where to go on, `None` at the end.
+    /// Substitutes relocated places in a part of the map; returns where to go on, `None` at the
+    /// end.
     ///
     /// The substitution changes no content, so nodes are changed in place and clones stay shared.
     pub(crate) fn settle_step(
@@ -503,8 +509,8 @@ impl Map {
         None
     }
 
-    /// Visits the extents of a part of the map, those of shared nodes once per pass; returns where to
-    /// go on, `None` at the end.
+    /// Visits the extents of a part of the map, those of shared nodes once per pass; returns where
+    /// to go on, `None` at the end.
     pub(crate) fn visit_step(
         &self,
         pass: u64,

@@ -1,9 +1,9 @@
-//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep, the
-//! task that decides when to write one, when to clean, and when to give files back.
+//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep,
+//! the task that decides when to write one, when to clean, and when to give files back.
 //!
 //! Invariants:
-//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers and
-//!    every footer that it relies on is durable.
+//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers
+//!    and every footer that it relies on is durable.
 //! 2. The two newest checkpoints are kept, and no segment that either needs is freed.
 //! 3. Checkpoints cost at most a twentieth of what the log costs: one is due when twenty times the
 //!    bytes of the last have been logged since.
@@ -16,7 +16,7 @@ use crate::log::writer::LogEnd;
 use crate::map::Payload;
 use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
-use crate::marks::mark;
+use crate::marks::{mark, planted};
 use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -63,7 +63,8 @@ pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
 }
 
 impl Upkeep {
-    /// As found at opening: checkpoints by number with their bytes, and what the newest good one covers.
+    /// As found at opening: checkpoints by number with their bytes, and what the newest good one
+    /// covers.
     pub(super) fn found(mut kept: Vec<(u64, u64)>, covered: Option<Lsn>) -> Upkeep {
         kept.sort_unstable();
         let next_sequence = kept.last().map_or(1, |(sequence, _)| sequence + 1);
@@ -82,7 +83,7 @@ impl Upkeep {
 }
 
 impl State {
-    fn last_checkpoint_bytes(&self) -> u64 {
+    pub(super) fn last_checkpoint_bytes(&self) -> u64 {
         self.upkeep.kept.back().map_or(0, |(_, bytes)| *bytes)
     }
 
@@ -139,18 +140,21 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn keep_up(&self) -> Result<()> {
-        let (cleaning, checkpointing) = {
+        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move
+        // to. So the former comes first, and no failure of the latter keeps it from its turn.
+        let checkpointing = {
             let state = self.0.state.borrow();
-            (
-                self.cleaning_due(&state),
-                state.checkpoint_due() || state.freeing_due(),
-            )
+            state.checkpoint_due() || state.freeing_due()
+        };
+        if checkpointing {
+            self.checkpoint().await?;
+        }
+        let cleaning = {
+            let state = self.0.state.borrow();
+            !state.freeing_due() && self.cleaning_due(&state)
         };
         if cleaning {
             self.clean().await?;
-        }
-        if checkpointing || cleaning {
-            self.checkpoint().await?;
         }
         self.trim().await;
         Ok(())
@@ -176,7 +180,14 @@ impl<D: Driver> Shard<D> {
             self.close_batch();
         }
         let begun = self.begin_checkpoint();
-        let result = self.write_checkpoint(&begun).await;
+        let mut result = self.write_checkpoint(&begun).await;
+        if result
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::Full)
+            && self.give_up_reserve().await
+        {
+            result = self.write_checkpoint(&begun).await;
+        }
         let mut state = self.state();
         begun
             .payloads
@@ -197,7 +208,7 @@ impl<D: Driver> Shard<D> {
         Turn(self.clone())
     }
 
-    async fn room_to_close(&self) -> Result<()> {
+    pub(super) async fn room_to_close(&self) -> Result<()> {
         self.0
             .room
             .until(|| {
@@ -231,6 +242,10 @@ impl<D: Driver> Shard<D> {
         }];
         head.extend(sealed.map(item));
         let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
+        if planted("free_before_checkpoint") {
+            state.segments.checkpointed(&dead);
+            state.segments.checkpointed(&dead);
+        }
         Begun {
             end,
             head,
@@ -246,8 +261,12 @@ impl<D: Driver> Shard<D> {
             state.upkeep.next_sequence - 1
         };
         // What the checkpoint refers to is durable before the checkpoint is.
-        self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
-        self.footers_durable(begun.end.segment).await?;
+        if !planted("checkpoint_before_log") {
+            self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
+        }
+        if !planted("footer_not_awaited") {
+            self.footers_durable(begun.end.segment).await?;
+        }
         let temporary = self.0.params.path("checkpoint.new");
         let result = self
             .write_checkpoint_file(sequence, begun, &temporary)
@@ -285,7 +304,11 @@ impl<D: Driver> Shard<D> {
         temporary: &str,
     ) -> io::Result<u64> {
         let _ = self.0.driver.unlink(temporary).await;
-        let file = self.0.driver.open(temporary, OpenMode::CreateNew).await?;
+        let file = self
+            .0
+            .files
+            .open_path(temporary, OpenMode::CreateNew)
+            .await?;
         let params = &self.0.params;
         let mut out = Out {
             encoder: Encoder::new(identity(&params.store, params.shard, sequence)),
@@ -350,6 +373,9 @@ impl<D: Driver> Shard<D> {
             state.upkeep.kept.push_back((sequence, bytes));
             let surplus = state.upkeep.kept.len().saturating_sub(CHECKPOINTS_KEPT);
             let freed = state.segments.checkpointed(dead);
+            if freed > 0 {
+                state.space.note_progress();
+            }
             state.stats.cleaned_segments += freed as u64;
             state
                 .upkeep

@@ -1,11 +1,12 @@
 //! Group commit: closed batches go to the device, and the durable prefix of the log grows.
 //!
 //! One task decides; it runs after whatever was ready, so that what arrived together is committed
-//! together. While a durable write is under way, new records gather in the open batch and go with the
-//! next: the device's latency is the clock.
+//! together. While a durable write is under way, new records gather in the open batch and go with
+//! the next: the device's latency is the clock.
 //!
 //! Invariants:
-//! 1. A flush is answered when the durable prefix covers it, or with the error that poisoned the shard.
+//! 1. A flush is answered when the durable prefix covers it, or with the error that poisoned the
+//! shard.
 //! 2. A sync covers the batches whose writes had completed before it was submitted, nothing else.
 //! 3. After a failed write or sync nothing more is written and nothing more becomes durable.
 
@@ -20,6 +21,7 @@ use crate::stats::Flushed;
 use crate::types::{Lsn, PAGE, SegmentId};
 use bytes::Bytes;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Bytes of batches that are being written at once, at most: enough to keep a device streaming, few
 /// enough that a small flush behind them waits milliseconds.
@@ -27,6 +29,13 @@ const WRITING_BYTES_MAX: usize = 4 << 20;
 
 /// Written bytes that are synced without being asked: the dirty memory they hold is needed again.
 const UNSYNCED_BYTES_MAX: usize = 8 << 20;
+
+/// Shortest time after which recorded bytes are appended unasked: below it the timer would only
+/// spin.
+const FLUSH_AFTER_MIN: Duration = Duration::from_millis(1);
+
+/// Quiet for this long is rest: time to give back what is not needed.
+const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// What the committer works on.
 pub(super) struct Commit {
@@ -285,33 +294,37 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let shard = self.clone();
-        self.0.driver.spawn(async move {
-            loop {
-                let old = shard.last_lsn();
-                shard
-                    .0
-                    .driver
-                    .sleep(shard.0.params.config.flush_after)
-                    .await;
-                let mut state = shard.state();
-                if state.commit.poison.is_some() {
-                    return;
-                }
-                let idle = state.tail.is_empty() && !state.log.has_open_batch();
-                if idle && state.log.next_lsn() == old.next() {
-                    (state.commit.aging, state.commit.at_rest) = (false, true);
-                    drop(state);
-                    shard.0.upkeep_due.notify();
-                    return;
-                }
-                if state.tail.durable() >= old {
-                    continue;
-                }
+        self.0.driver.spawn(async move { shard.age().await });
+    }
+
+    /// Appends what has grown old, until everything is durable and nothing more is recorded.
+    async fn age(&self) {
+        let flush_after = self.0.params.config.flush_after.max(FLUSH_AFTER_MIN);
+        let (mut old, mut since) = (self.last_lsn(), self.now());
+        loop {
+            let before = self.last_lsn();
+            self.0.driver.sleep(flush_after.min(REST_AFTER)).await;
+            let now = self.now();
+            let mut state = self.state();
+            if state.commit.poison.is_some() {
+                return;
+            }
+            let idle = state.tail.is_empty() && !state.log.has_open_batch();
+            if idle && state.log.next_lsn() == before.next() {
+                (state.commit.aging, state.commit.at_rest) = (false, true);
+                drop(state);
+                self.0.upkeep_due.notify();
+                return;
+            }
+            if state.tail.durable() >= old {
+                drop(state);
+                (old, since) = (self.last_lsn(), now);
+            } else if now.since(since) >= flush_after {
                 mark("aged batch appended");
                 state.commit.wanted = state.commit.wanted.max(Some(old));
                 drop(state);
-                shard.0.commit_due.notify();
+                self.0.commit_due.notify();
             }
-        });
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use super::Params;
 use crate::io::{Driver, OpenMode};
+use crate::marks::mark;
 use crate::types::NUMBER_MAX;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -60,11 +61,32 @@ impl<D: Driver> Files<D> {
             return Ok(file.clone());
         }
         let file = self
-            .driver
-            .open(&self.path(number), OpenMode::Existing)
+            .open_path(&self.path(number), OpenMode::Existing)
             .await?;
         self.keep(number, file.clone());
         Ok(file)
+    }
+
+    /// Opens a file; where descriptors have run out, the ones kept here go first.
+    pub(super) async fn open_path(&self, path: &str, mode: OpenMode) -> io::Result<D::File> {
+        match self.driver.open(path, mode).await {
+            Err(error) if self.shed(&error) => self.driver.open(path, mode).await,
+            result => result,
+        }
+    }
+
+    /// Closes what is kept if that is what an error asks for; says whether it helped.
+    fn shed(&self, error: &io::Error) -> bool {
+        use nix::libc::{EMFILE, ENFILE};
+        let exhausted = matches!(error.raw_os_error(), Some(EMFILE | ENFILE));
+        let mut open = self.open.borrow_mut();
+        let helps = exhausted && !open.by_number.is_empty();
+        if helps {
+            mark("open files shed");
+            open.by_number.clear();
+            open.oldest.clear();
+        }
+        helps
     }
 
     /// Keeps a handle for later.

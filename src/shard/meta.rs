@@ -23,14 +23,13 @@ impl<D: Driver> Shard<D> {
             .ok_or_else(Error::not_found)
     }
 
-    /// Names of payloads that live here, in order.
+    /// Names of payloads that are here, in order. One that is being moved may be on two shards.
     pub(super) fn list(&self, after: Option<&PayloadId>, limit: usize) -> Vec<PayloadId> {
-        let state = self.0.state.borrow();
-        let here = |id: &&PayloadId| self.0.params.routes.shard_of(id) == self.0.params.shard;
-        state
+        self.0
+            .state
+            .borrow()
             .map
             .names_after(after)
-            .filter(here)
             .take(limit)
             .cloned()
             .collect()
@@ -93,7 +92,7 @@ impl<D: Driver> Shard<D> {
     /// Walks its extents, unless nothing in it is dirty and it was counted since it changed: clones
     /// would be walked again and again.
     fn count_blocks(&self, payload: &Payload, state: &super::State, stats: &mut Stats) {
-        stats.used_size += payload.size;
+        stats.used_size = stats.used_size.saturating_add(payload.size);
         let may_be_dirty = payload.changed > state.tail.durable();
         if let Some(blocks) = payload.blocks.get().filter(|_| !may_be_dirty) {
             stats.blocks_total += blocks;

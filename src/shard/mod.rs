@@ -6,7 +6,8 @@
 //! Invariants:
 //! 1. A mutation is placed in the log and applied to the map in one step, without an await between.
 //! 2. A shard executes an operation on a payload only while `routes` says that it is the owner.
-//! 3. Requests that are being worked on are bounded; beyond that the mailbox fills and callers wait.
+//! 3. Requests that are being worked on are bounded, writes and others apart; beyond that the
+//!    mailbox fills and callers wait.
 
 pub(crate) mod mailbox;
 pub(crate) mod request;
@@ -35,7 +36,7 @@ use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
-use crate::types::{Epoch, Generation, Location, Nanos, PAGE, ShardId};
+use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
 use files::Files;
 use mailbox::Receiver;
 use mailbox::Sender;
@@ -53,8 +54,8 @@ pub(crate) use recover::Claim;
 pub(crate) use recover::load_checkpoint;
 pub(crate) use request::{Answer, Control, Routes};
 
-/// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a device
-/// busy many times over; small enough that a burst is pushed back to its callers.
+/// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a
+/// device busy many times over; small enough that a burst is pushed back to its callers.
 pub(crate) const REQUESTS_MAX: usize = 1024;
 
 /// Pauses of the loop longer than this are counted as stalls.
@@ -92,6 +93,11 @@ impl Params {
         self.config.dirty_bytes_max / self.shards as u64
     }
 
+    /// Segments that as many bytes would fill; part of one counts as none.
+    fn segments_of(&self, bytes: u64) -> usize {
+        (bytes / self.segment_bytes()) as usize
+    }
+
     /// Segment files that this shard may have, the last of which is a reserve.
     fn files_max(&self) -> usize {
         match self.config.local_bytes_max {
@@ -116,6 +122,9 @@ struct State {
     moving: BTreeSet<PayloadId>,
     /// Payloads that changes are under way on, and how many; a move waits for them.
     changing: BTreeMap<PayloadId, usize>,
+    /// With several shards: payloads that were deleted here, and in which batch, until it is
+    /// durable.
+    deleted: BTreeMap<PayloadId, Lsn>,
     closing: bool,
 }
 
@@ -143,7 +152,11 @@ struct Inner<D: Driver> {
     finished: Signal,
     /// How to ask the other shards, by number.
     peers: Vec<Sender<Control>>,
+    /// Requests that are being worked on: writes, and all others.
+    writing: Cell<usize>,
     working: Cell<usize>,
+    /// Nothing more is begun: the store is being closed.
+    ending: Cell<bool>,
 }
 
 /// A shard; clones share it, on one thread.
@@ -160,54 +173,79 @@ impl<D: Driver> Shard<D> {
     pub(crate) async fn serve(
         self,
         mut mailbox: Receiver<Request>,
+        writes: Receiver<Request>,
         control: Receiver<Control>,
         outcome: Outcome,
     ) {
         self.spawn_upkeep();
         self.spawn_committer();
+        self.0.driver.spawn(self.clone().serve_writes(writes));
         self.0.driver.spawn(self.clone().serve_control(control));
         let mut batch = VecDeque::new();
-        let mut closing = None;
-        while closing.is_none() {
-            let free = || (self.0.working.get() < REQUESTS_MAX).then_some(());
-            self.0.finished.until(free).await;
+        let mut closing = Vec::new();
+        while closing.is_empty() {
+            self.room_for_request(|inner| &inner.working).await;
             if !mailbox.drain(&mut batch).await {
                 return;
             }
             let began = self.now();
             for request in batch.drain(..) {
                 match request.work {
-                    Work::Close(reply) => closing = Some(reply),
-                    _ => self.start(request),
+                    Work::Close(reply) => {
+                        self.0.ending.set(true);
+                        closing.push(reply);
+                    }
+                    _ => self.start(request, |inner| &inner.working),
                 }
             }
             if self.now().since(began) > STALL {
                 self.state().stats.shard_stalls += 1;
             }
         }
-        if let Some(reply) = closing {
-            let idle = || (self.0.working.get() == 0).then_some(());
+        let ending = within(&self.0.driver, self.0.params.config.close_timeout, async {
+            let idle = || (self.0.working.get() + self.0.writing.get() == 0).then_some(());
             self.0.finished.until(idle).await;
-            let closing = within(
-                &self.0.driver,
-                self.0.params.config.close_timeout,
-                self.close(),
-            );
-            let result = closing.await.unwrap_or_else(|| Err(self.close_timed_out()));
-            // The mailbox goes first: whoever sees the answer finds the store closed.
-            let result = outcome.get_or_init(|| result).clone();
-            drop(mailbox);
-            reply.send(result);
+            self.close().await
+        });
+        let result = ending.await.unwrap_or_else(|| Err(self.close_timed_out()));
+        let result = outcome.get_or_init(|| result).clone();
+        // The mailbox goes first: whoever sees the answer finds the store closed.
+        drop(mailbox);
+        closing
+            .into_iter()
+            .for_each(|reply| reply.send(result.clone()));
+    }
+
+    /// Serves writes, which a full store holds back: everything else has to go on meanwhile, above
+    /// all the deletions that make room.
+    async fn serve_writes(self, mut mailbox: Receiver<Request>) {
+        let mut batch = VecDeque::new();
+        loop {
+            self.room_for_request(|inner| &inner.writing).await;
+            let more = mailbox.drain(&mut batch).await;
+            if !more || self.0.ending.get() {
+                return;
+            }
+            for request in batch.drain(..) {
+                self.start(request, |inner| &inner.writing);
+            }
         }
     }
 
-    /// Begins a request: at once where nothing has to be waited for, else as a task of its own.
-    fn start(&self, request: Request) {
-        self.0.working.set(self.0.working.get() + 1);
+    /// Waits until one more request may be worked on.
+    async fn room_for_request(&self, count: fn(&Inner<D>) -> &Cell<usize>) {
+        let free = || (count(&self.0).get() < REQUESTS_MAX).then_some(());
+        self.0.finished.until(free).await;
+    }
+
+    /// Begins a request, as a task of its own.
+    fn start(&self, request: Request, count: fn(&Inner<D>) -> &Cell<usize>) {
+        count(&self.0).set(count(&self.0).get() + 1);
         let shard = self.clone();
         self.0.driver.spawn(async move {
             shard.work(request).await;
-            shard.0.working.set(shard.0.working.get() - 1);
+            let count = count(&shard.0);
+            count.set(count.get() - 1);
             shard.0.finished.notify();
         });
     }
@@ -308,8 +346,8 @@ impl<D: Driver> Shard<D> {
                 self.0.driver.spawn(async move {
                     match control {
                         Control::Hold { id, reply } => reply.send(shard.hold(&id).await),
-                        Control::Release { id, moved, reply } => {
-                            reply.send(shard.release(&id, moved).await);
+                        Control::Release { id, end, reply } => {
+                            reply.send(shard.release(&id, end).await);
                         }
                         Control::Settle { claims, reply } => {
                             reply.send(shard.settle_claims(&claims).await);
@@ -384,6 +422,10 @@ impl<D: Driver> Shard<D> {
     async fn close(&self) -> Result<()> {
         self.state().closing = true;
         self.flush_all().await?;
+        // A sealed segment has its checksums twice, and is not read at the next opening.
+        self.room_to_close().await?;
+        self.close_batch();
+        self.seal();
         self.checkpoint().await
     }
 

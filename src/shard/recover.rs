@@ -1,12 +1,13 @@
 //! Opening a shard: checkpoint, then the log's tail, then a new segment behind it.
 //!
-//! The newest good checkpoint gives the map; `replay` applies what was logged since. Then relocations
-//! are settled, and what large writes had gathered without finishing is dropped.
+//! The newest good checkpoint gives the map; `replay` applies what was logged since. Then
+//! relocations are settled, and what large writes had gathered without finishing is dropped.
 //!
 //! Invariants:
 //! 1. Opening reads the checkpoint and the tail, whatever the store holds besides.
 //! 2. Nothing is appended behind a tear: the log goes on in a new segment.
-//! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded allocation.
+//! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded
+//! allocation.
 
 use super::checkpoint::{Upkeep, parse_checkpoint_name};
 use super::files::Files;
@@ -27,16 +28,14 @@ use crate::marks::mark;
 use crate::payload_id::PayloadId;
 use crate::residency::{Held, Segments};
 use crate::stats::{Latencies, Stats};
-use crate::types::{
-    Generation, Lsn, NUMBER_MAX, PAGE, PAYLOAD_BYTES_MAX, SEGMENT_NUMBER_MAX, SegmentId,
-};
+use crate::types::{Generation, Lsn, NUMBER_MAX, PAGE, PAYLOAD_BYTES_MAX, SegmentId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
 
-/// Largest batch in pages: 1 MiB of data and a head. Larger ones gain no speed, and make small flushes
-/// wait longer behind them.
+/// Largest batch in pages: 1 MiB of data and a head. Larger ones gain no speed, and make small
+/// flushes wait longer behind them.
 const BATCH_PAGES_MAX: u32 = 257;
 
 /// Bad checkpoints count only below this, so that a stray name cannot use the numbers up.
@@ -106,6 +105,7 @@ impl<D: Driver> Shard<D> {
             latencies: Latencies::new(),
             moving: BTreeSet::new(),
             changing: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             closing: false,
         };
         let files = Files::new(driver.clone(), params.clone());
@@ -120,7 +120,9 @@ impl<D: Driver> Shard<D> {
             upkeep_due: Signal::default(),
             finished: Signal::default(),
             peers,
+            writing: Cell::new(0),
             working: Cell::new(0),
+            ending: Cell::new(false),
         })))
     }
 
@@ -332,7 +334,7 @@ impl Loading {
             } => {
                 let numbers = [next_lsn, next_payload, next_generation];
                 let sane = numbers.iter().all(|number| *number < NUMBER_MAX);
-                if next_lsn == 0 || !sane || segment.0 >= SEGMENT_NUMBER_MAX {
+                if next_lsn == 0 || !sane || !segment.is_valid() {
                     return Err("a checkpoint begins nowhere");
                 }
                 let log_end = LogEnd {
@@ -350,7 +352,8 @@ impl Loading {
                 file,
                 pages,
             } => {
-                if segments.find(segment).is_some() || pages == 0 || file >= NUMBER_MAX {
+                let sane = segment.is_valid() && pages > 0 && file < NUMBER_MAX;
+                if segments.find(segment).is_some() || !sane {
                     return Err("a checkpoint lists a segment twice, or an impossible one");
                 }
                 let identity = Identity::new(&params.store, params.shard, segment, epoch);

@@ -1,17 +1,18 @@
 //! Replay: what the segments behind the checkpoint hold, and where the log ends.
 //!
-//! A sealed segment's footer has a copy of its records, so a long tail is replayed without reading its
-//! data. A footer proves nothing about the batches before it, which the device may have taken in any
-//! order; what proves them is `committed_through` of something later. Where a batch is bad, the same
-//! question decides: if it was promised to be durable this is corruption, its records are taken from the
-//! footer if that is good, else counted as lost, and replay goes on behind it. If not, it is a torn
-//! tail: the log ends before it, and goes on in a new segment, whose head says so.
+//! A sealed segment's footer has a copy of its records, so a long tail is replayed without reading
+//! its data. A footer proves nothing about the batches before it, which the device may have taken
+//! in any order; what proves them is `committed_through` of something later. Where a batch is bad,
+//! the same question decides: if it was promised to be durable this is corruption, its records are
+//! taken from the footer if that is good, else counted as lost, and replay goes on behind it. If
+//! not, it is a torn tail: the log ends before it, and goes on in a new segment, whose head says
+//! so.
 //!
 //! Invariants:
 //! 1. A batch is applied only if it is whole, or proven to have been durable.
 //! 2. Batches are applied in the order of their numbers, each once.
-//! 3. Whatever is taken over is durable before the shard is opened: a process that was killed leaves
-//!    writes behind that can be read, and yet be lost with the power.
+//! 3. Whatever is taken over is durable before the shard is opened: a process that was killed
+//!    leaves writes behind that can be read, and yet be lost with the power.
 
 use super::files::{parse_segment_name, segment_name};
 use super::recover::{Recovered, Recovery};
@@ -100,8 +101,9 @@ impl<D: Driver> Recovery<'_, D> {
 
     /// Forgets segments that nothing refers to and whose files are gone or hold others by now.
     ///
-    /// A checkpoint lists all segments that were held when it was begun. Those that were dead then may
-    /// have been freed since, by that very checkpoint, and their files removed, or used for the tail.
+    /// A checkpoint lists all segments that were held when it was begun. Those that were dead then
+    /// may have been freed since, by that very checkpoint, and their files removed, or used for the
+    /// tail.
     async fn forget_reused(&self, recovered: &mut Recovered) {
         let live = &recovered.map.live;
         let dead = recovered
@@ -152,8 +154,10 @@ impl<D: Driver> Recovery<'_, D> {
                 continue;
             }
             let first = candidate.head.first_lsn;
-            if id != recovered.end.segment && first != next {
-                if first < next || proven < next {
+            let chain = recovered.end.chain;
+            let chained = chain == 0 || candidate.head.chain == chain;
+            if id != recovered.end.segment && !(first == next && chained) {
+                if first <= next || proven < next {
                     // Nothing says that what is missing in between was ever promised: the log ended
                     // before, and these are batches that the device took out of order.
                     mark("segments behind a tear dropped");
@@ -172,8 +176,8 @@ impl<D: Driver> Recovery<'_, D> {
         Ok(())
     }
 
-    /// The latest batch that anything in these segments says to have been durable. Reads footers, and
-    /// whole segments where there is none: the last one, as a rule.
+    /// The latest batch that anything in these segments says to have been durable. Reads footers,
+    /// and whole segments where there is none: the last one, as a rule.
     async fn find_proof(&self, candidates: &mut Candidates) -> Result<Lsn> {
         let ends: BTreeMap<SegmentId, u32> = candidates
             .values()
@@ -299,12 +303,15 @@ impl<D: Driver> Recovery<'_, D> {
                     break;
                 }
                 _ => {
+                    let behind = later.values().next();
+                    let behind = behind.map(|next| (next.head.first_lsn, next.head.chain));
                     let bad = Bad {
                         bytes: &bytes,
                         identity,
                         limit,
                         next,
                         proven,
+                        behind,
                     };
                     let before = scan.page;
                     (next, chain) = self.step_over(&bad, &mut scan, recovered);
@@ -343,7 +350,7 @@ impl<D: Driver> Recovery<'_, D> {
             }
             // Nothing good is left here: the segment ends before the bad batch, and the log goes on
             // behind what was promised.
-            None => (bad.proven.next(), 0),
+            None => bad.behind.unwrap_or((bad.proven.next(), 0)),
         };
         // What the checkpoint holds is not lost with its records.
         let first = bad.next.max(recovered.end.next_lsn);
@@ -378,7 +385,8 @@ impl<D: Driver> Recovery<'_, D> {
         (recovered.end.next_lsn, recovered.end.chain) = (lsn.next(), sum);
     }
 
-    /// Takes a segment into the table, durable and with a footer, so that it can be read from now on.
+    /// Takes a segment into the table, durable and with a footer, so that it can be read from now
+    /// on.
     async fn adopt(
         &self,
         head: &SegmentHead,
@@ -387,7 +395,8 @@ impl<D: Driver> Recovery<'_, D> {
         recovered: &mut Recovered,
     ) -> Result<()> {
         let Scan { footer, page, copy } = scan;
-        let sealed = copy.as_ref() == Some(&footer);
+        let same = |copy: &Footer| copy.sums == footer.sums && copy.batches == footer.batches;
+        let sealed = copy.as_ref().is_some_and(same);
         let bytes = footer_bytes(&footer, head.identity(), self.driver.pool());
         let offset = u64::from(page) * PAGE as u64;
         if offset + bytes.len() as u64 > self.params.segment_bytes() {
@@ -457,7 +466,7 @@ const READ_BYTES: usize = 1 << 20;
 /// Of segments that an earlier recovery gave up, none counts once the log has gone on without them:
 /// along the log epochs never fall.
 fn drop_stale(candidates: &mut Candidates, segments: &mut Segments) {
-    let mut newest = None;
+    let mut newest = segments.iter().map(|held| held.epoch).max();
     candidates.retain(|_, candidate| {
         let fresh = newest.is_none_or(|newest| candidate.head.epoch >= newest);
         match fresh {
@@ -481,6 +490,10 @@ impl Scan {
         let head_page = &bytes[self.page as usize * PAGE..][..PAGE];
         self.footer.sums.push(identity.sum(self.page, head_page));
         self.footer.sums.extend_from_slice(&batch.data_sums);
+        self.footer.committed_through = self
+            .footer
+            .committed_through
+            .max(batch.head.committed_through);
         self.footer.batches.push(FooterBatch {
             lsn: batch.head.lsn,
             page: self.page,
@@ -532,6 +545,8 @@ struct Bad<'a> {
     limit: u32,
     next: Lsn,
     proven: Lsn,
+    /// What the next segment begins with.
+    behind: Option<(Lsn, u32)>,
 }
 
 /// Whether a footer lists a segment's batches without a gap, all of them proven to be durable.

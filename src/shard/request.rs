@@ -112,15 +112,16 @@ pub(crate) enum Work {
     Close(Reply<Result<()>>),
 }
 
-/// What shards ask of each other, and the opening asks of them. Nothing of it waits for another shard,
-/// so it cannot deadlock; it has a mailbox of its own, so that it is never behind what does.
+/// What shards ask of each other, and the opening asks of them. Nothing of it waits for another
+/// shard, so it cannot deadlock; it has a mailbox of its own, so that it is never behind what does.
 pub(crate) enum Control {
-    /// First step of a move: from the answer on, operations on the payload wait. Says if it exists.
+    /// First step of a move: from the answer on, operations on the payload wait. Says whether
+    /// anything of it is on this shard's disk.
     Hold { id: PayloadId, reply: Answers<bool> },
-    /// Last step: the old payload is deleted and the route changed, or everything stays (`None`).
+    /// Last step: what became of the move.
     Release {
         id: PayloadId,
-        moved: Option<ShardId>,
+        end: Move,
         reply: Reply<Result<()>>,
     },
     /// At opening: these payloads are claimed by other shards. Answers which of the claims win.
@@ -133,6 +134,15 @@ pub(crate) enum Control {
         ids: Vec<PayloadId>,
         reply: Reply<Result<()>>,
     },
+}
+
+/// How a move between shards ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Move {
+    /// The payload lives on this shard now.
+    Done(ShardId),
+    /// It stays. `outrank`: a copy that failed may yet be found after a crash, and must not win.
+    GivenUp { outrank: bool },
 }
 
 /// Which shard a payload lives on: its home by hash, with a table of exceptions (clones live where

@@ -1,8 +1,8 @@
 //! The completion slot: one answer from a shard to a caller on any thread.
 //!
 //! Invariants:
-//! 1. A [`Pending`] resolves exactly once: with the value sent, or with `None` when the [`Reply`] was
-//!    dropped unanswered.
+//! 1. A [`Pending`] resolves exactly once: with the value sent, or with `None` when the [`Reply`]
+//!    was dropped unanswered.
 //! 2. Either side may be dropped at any moment, on any thread; the value is dropped with the last.
 //!
 //! The lock is held for a few instructions and never while anything is woken or dropped.

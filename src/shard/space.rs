@@ -1,12 +1,13 @@
 //! Room in the log: batches, segments and their files, and what happens when there is none.
 //!
-//! Whoever records something asks for room first, and waits for it: for memory, for the device, for a
-//! segment file. Payload data waits in line; deletes, truncates and the cleaner's own writes do not,
-//! and may use the last file, so that a full store can always be emptied.
+//! Whoever records something asks for room first, and waits for it: for memory, for the device, for
+//! a segment file. Payload data waits in line; deletes, truncates and the cleaner's own writes do
+//! not, and may use the last file, so that a full store can always be emptied.
 //!
 //! Invariants:
 //! 1. Nothing is placed before there is room for all of it.
-//! 2. A write fails with `Full` only when no room came for `stall_timeout`, and has then changed nothing.
+//! 2. A write fails with `Full` only when no room came for `stall_timeout`, and has then changed
+//! nothing.
 //! 3. Of the files that the limit allows, payload data leaves the last one to deletes and cleaning.
 
 use super::{Shard, State, within};
@@ -26,6 +27,9 @@ use std::time::Duration;
 /// Pause before a file that could not be made is tried again, while somebody waits for it.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
+/// Copies of a checkpoint that may exist at once: two that are kept, one that is being written.
+const CHECKPOINT_COPIES_MAX: u64 = 3;
+
 /// Bytes of zeros that are written ahead at once.
 const ZERO_BYTES: usize = 1 << 20;
 
@@ -40,16 +44,20 @@ pub(super) enum Purpose {
     Clean,
 }
 
+/// Why there is no file, and since when.
+struct Refusal {
+    why: String,
+    since: Nanos,
+}
+
 /// The files that are ready, and who waits for one.
 #[derive(Default)]
 pub(super) struct Space {
     /// The next segment's file.
     spare: Option<u64>,
     making: bool,
-    /// Why the last file could not be made.
-    refusal: Option<String>,
-    /// When room was last found; a stall is counted from here.
-    progress_at: Nanos,
+    /// Why no file can be had; `None` as soon as one was freed or given.
+    refusal: Option<Refusal>,
     /// Writers of payload data, in the order in which they came.
     line: VecDeque<u64>,
     next_ticket: u64,
@@ -73,9 +81,19 @@ impl Space {
         self.line.len()
     }
 
-    /// Whether somebody is held back for want of a file.
+    /// Whether a file was wanted and could not be had.
     pub(super) fn wants_file(&self) -> bool {
-        self.spare.is_none() && (!self.line.is_empty() || self.refusal.is_some())
+        self.refusal.is_some()
+    }
+
+    /// Something was freed, or given: whoever waits may wait on.
+    pub(super) fn note_progress(&mut self) {
+        self.refusal = None;
+    }
+
+    fn refuse(&mut self, why: String, now: Nanos) {
+        let since = self.refusal.take().map_or(now, |refusal| refusal.since);
+        self.refusal = Some(Refusal { why, since });
     }
 
     /// The oldest sealed segment whose footer is not yet durable.
@@ -96,8 +114,9 @@ impl Space {
 impl<D: Driver> Shard<D> {
     /// Records mutations and the bytes they refer to, in one batch, and applies them.
     ///
-    /// `plan` is asked when there is room for `records_len` bytes of records and for `data`, and told
-    /// where the data is; what it answers is recorded and applied before anything else happens.
+    /// `plan` is asked when there is room for `records_len` bytes of records and for `data`, and
+    /// told where the data is; what it answers is recorded and applied before anything else
+    /// happens.
     pub(super) async fn record<T>(
         &self,
         purpose: Purpose,
@@ -169,7 +188,6 @@ impl<D: Driver> Shard<D> {
                 Fit::BeginSegment => self.try_begin_segment(purpose),
             };
             if moved {
-                self.state().space.progress_at = self.now();
                 continue;
             }
             self.wait_for_room(purpose, records, data, since).await?;
@@ -197,33 +215,39 @@ impl<D: Driver> Shard<D> {
             };
             (moves || state.commit.poison.is_some()).then_some(())
         };
-        let stall = self.0.params.config.stall_timeout;
-        let progress = self.0.state.borrow().space.progress_at.max(since);
-        let left = progress.after(stall).since(self.now());
-        let pause = left.clamp(Duration::from_millis(1), RETRY_DELAY);
-        if within(&self.0.driver, pause, self.0.room.until(may_move))
+        if within(&self.0.driver, RETRY_DELAY, self.0.room.until(may_move))
             .await
             .is_some()
         {
             return Ok(());
         }
-        if self.now() >= progress.after(stall) {
-            mark("full after stall");
-            return Err(self.full());
-        }
-        let wants_file = self.0.state.borrow().log.fit(records, data) == Fit::BeginSegment;
-        if wants_file {
+        // Only a want of files is a stall. The device takes what it was given, or fails.
+        if self.0.state.borrow().log.fit(records, data) == Fit::BeginSegment {
             self.start_making(purpose);
+            let stalled_since = self
+                .0
+                .state
+                .borrow()
+                .space
+                .refusal
+                .as_ref()
+                .map(|r| r.since);
+            let stall = self.0.params.config.stall_timeout;
+            if stalled_since.is_some_and(|then| self.now() >= then.max(since).after(stall)) {
+                mark("full after stall");
+                return Err(self.full());
+            }
         }
         Ok(())
     }
 
     fn full(&self) -> Error {
         let state = self.0.state.borrow();
-        let why = match &state.space.refusal {
-            Some(refusal) => refusal.clone(),
-            None => "the device did not take what was written".to_owned(),
-        };
+        let why = state
+            .space
+            .refusal
+            .as_ref()
+            .map_or("", |refusal| &refusal.why);
         let files = state.segments.files();
         let message = format!(
             "no room for {:?}, delete payloads or raise the limit: {why}; segments={files}",
@@ -252,18 +276,20 @@ impl<D: Driver> Shard<D> {
     }
 
     /// How many segments may be held when one more is begun for this purpose.
-    pub(super) fn segments_max(&self, purpose: Purpose) -> usize {
-        let files_max = self.0.params.files_max();
+    pub(super) fn segments_max(&self, state: &State, purpose: Purpose) -> usize {
+        let checkpoints = CHECKPOINT_COPIES_MAX * state.last_checkpoint_bytes();
+        let checkpoints = self.0.params.segments_of(checkpoints);
+        let files_max = self.0.params.files_max().saturating_sub(checkpoints);
         match purpose {
             Purpose::Data => files_max.saturating_sub(1).max(2),
             Purpose::Meta => files_max.max(3),
             // The cleaner may go one beyond the limit, as the contract allows.
-            Purpose::Clean => files_max.saturating_add(1).max(3),
+            Purpose::Clean => files_max.saturating_add(1).max(4),
         }
     }
 
     fn may_begin_segment(&self, state: &State, purpose: Purpose) -> bool {
-        let allowed = state.segments.len() < self.segments_max(purpose);
+        let allowed = state.segments.len() < self.segments_max(state, purpose);
         allowed && state.space.spare.is_some() && state.may_close()
     }
 
@@ -292,7 +318,7 @@ impl<D: Driver> Shard<D> {
         state
             .segments
             .hold(Held::new(id, params.epoch, file, identity));
-        state.space.refusal = None;
+        state.space.note_progress();
         (state.space.synced_bytes, state.space.other_bytes) = (0, 0);
         self.0.upkeep_due.notify();
         true
@@ -346,7 +372,7 @@ impl<D: Driver> Shard<D> {
     /// Makes the next segment's file ready before it is needed, where the limit allows one.
     pub(super) fn make_ahead(&self) {
         let state = self.0.state.borrow();
-        let allowed = state.segments.len() < self.segments_max(Purpose::Data);
+        let allowed = state.segments.len() < self.segments_max(&state, Purpose::Data);
         drop(state);
         if allowed {
             self.start_making(Purpose::Data);
@@ -355,49 +381,79 @@ impl<D: Driver> Shard<D> {
 
     /// Makes the next segment's file ready in the background, if that is not under way.
     pub(super) fn start_making(&self, purpose: Purpose) {
-        let file = {
+        {
             let mut state = self.state();
-            let state = &mut *state;
-            if state.segments.len() >= self.segments_max(purpose) {
-                state.space.refusal = Some("the limit of local bytes is reached".to_owned());
+            if state.space.making {
+                return;
+            }
+            if state.segments.len() >= self.segments_max(&state, purpose) {
+                let why = "the limit of local bytes is reached".to_owned();
+                state.space.refuse(why, self.now());
                 self.0.upkeep_due.notify();
                 return;
             }
-            if state.space.making || state.space.spare.is_some() {
+            if state.space.spare.is_some() {
                 return;
             }
             state.space.making = true;
-            state
-                .segments
-                .take_free()
-                .ok_or_else(|| state.segments.new_file())
-        };
+        }
         let shard = self.clone();
         self.0.driver.spawn(async move {
-            let (number, result) = match file {
-                Ok(recycled) => {
-                    mark("recycled file reused");
-                    (recycled, Ok(()))
-                }
-                Err(new) => (new, shard.make_file(new).await),
-            };
+            let result = shard.make_spare(purpose).await;
             let mut state = shard.state();
             state.space.making = false;
             match result {
-                Ok(()) => state.space.spare = Some(number),
+                Ok(number) => {
+                    state.space.spare = Some(number);
+                    state.space.note_progress();
+                }
                 Err(error) => {
-                    let what = match error.kind() {
+                    let why = match error.kind() {
                         io::ErrorKind::StorageFull => "the file system is full".to_owned(),
                         _ => format!("a segment file could not be made: {error}"),
                     };
                     tracing::warn!(shard = shard.0.params.shard.0, %error, "no new segment file");
-                    state.space.refusal = Some(what);
+                    state.space.refuse(why, shard.now());
                 }
             }
             drop(state);
             shard.0.room.notify();
             shard.0.upkeep_due.notify();
         });
+    }
+
+    /// A file for the next segment: one that is free, or a new one. Payload data leaves one free
+    /// file as a reserve, and has it made if there is none: on a full file system, deletes, the
+    /// cleaner and checkpoints live on it.
+    async fn make_spare(&self, purpose: Purpose) -> io::Result<u64> {
+        let reserved = usize::from(purpose == Purpose::Data);
+        loop {
+            let new = {
+                let mut state = self.state();
+                if state.segments.files_free() > reserved
+                    && let Some(recycled) = state.segments.take_free()
+                {
+                    mark("recycled file reused");
+                    return Ok(recycled);
+                }
+                state.segments.new_file()
+            };
+            self.make_file(new).await?;
+            if self.0.state.borrow().segments.files_free() >= reserved {
+                return Ok(new);
+            }
+            self.state().segments.add_free(new);
+        }
+    }
+
+    /// Removes a free file, so that a full file system has room for a checkpoint.
+    pub(super) async fn give_up_reserve(&self) -> bool {
+        let Some(file) = self.state().segments.take_free() else {
+            return false;
+        };
+        mark("reserve given up for a checkpoint");
+        self.0.files.forget(file);
+        self.0.driver.unlink(&self.0.files.path(file)).await.is_ok()
     }
 
     /// Makes a segment file, durably there. Nothing is left of one that could not be made.
@@ -413,7 +469,7 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn try_make_file(&self, number: u64, path: &str) -> io::Result<()> {
-        let file = self.0.driver.open(path, OpenMode::CreateNew).await?;
+        let file = self.0.files.open_path(path, OpenMode::CreateNew).await?;
         let bytes = self.0.params.segment_bytes();
         file.allocate(bytes).await?;
         let commits = {
@@ -421,8 +477,8 @@ impl<D: Driver> Shard<D> {
             space.synced_bytes > space.other_bytes
         };
         if commits {
-            // A durable write into a fallocated extent changes the file's metadata, too: about twenty
-            // times the cost of one into a written extent. Commits pay that once, here.
+            // A durable write into a fallocated extent changes the file's metadata, too: about
+            // twenty times the cost of one into a written extent. Commits pay that once, here.
             self.zero(&file, bytes).await?;
         }
         file.sync().await?;

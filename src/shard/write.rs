@@ -1,27 +1,31 @@
-//! Everything that changes a payload: write, punch, truncate, delete, copy, and moves between shards.
+//! Everything that changes a payload: write, punch, truncate, delete, copy, and moves between
+//! shards.
 //!
 //! Invariants:
-//! 1. An operation is one batch's worth of mutations, decided and applied in one step: whole or not at
-//!    all, in memory and after a crash.
-//! 2. A write too large for a batch gathers its parts in a nameless payload, at the offsets they will
-//!    have, and becomes visible by one splice.
+//! 1. An operation is one batch's worth of mutations, decided and applied in one step: whole or not
+//!    at all, in memory and after a crash.
+//! 2. A write too large for a batch gathers its parts in a nameless payload, at the offsets they
+//!    will have, and becomes visible by one splice.
 //! 3. A copy onto a payload of another shard makes the new one durable before the old one goes; in
 //!    between the higher generation wins.
 
-use super::request::{Answer, Control};
+use super::request::{Answer, Control, Move};
 use super::slot::slot;
 use super::space::Purpose;
 use super::{Claim, Shard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::log::record::RECORD_BYTES_MAX;
-use crate::marks::mark;
+use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
-use crate::types::{Generation, PayloadNo, ShardId};
+use crate::types::{Generation, Lsn, PayloadNo, ShardId};
 
 /// Room for the records of any operation on one payload: a deletion, a creation, and the change.
 const RECORDS_LEN: usize = RECORD_BYTES_MAX + 12 + 36;
+
+/// Deletions that are remembered until they are durable, before the durable ones are looked for.
+const DELETED_MAX: usize = 1024;
 
 impl<D: Driver> Shard<D> {
     pub(super) async fn write(&self, id: &PayloadId, offset: u64, data: &[u8]) -> Result<()> {
@@ -124,20 +128,15 @@ impl<D: Driver> Shard<D> {
     }
 
     pub(super) async fn delete(&self, id: &PayloadId) -> Result<()> {
-        if self.0.state.borrow().map.find(id).is_none() {
+        let Some(lsn) = self.delete_here(id).await? else {
             return self.check_poison();
-        }
-        let (_, lsn) = self
-            .record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
-                Ok((state.map.plan_delete(id), ()))
-            })
-            .await?;
+        };
         self.0.upkeep_due.notify();
         if self.0.params.routes.home(id) != self.0.params.shard {
             let (shard, id) = (self.clone(), id.clone());
             self.0.driver.spawn(async move {
-                // Only when the deletion is durable may the name go home: recreated there and deleted
-                // durably, it must not find this older payload alive after a crash.
+                // Only when the deletion is durable may the name go home: recreated there and
+                // deleted durably, it must not find this older payload alive after a crash.
                 if shard.durable(lsn).await.is_ok() {
                     shard.send_home(&id);
                 }
@@ -157,8 +156,8 @@ impl<D: Driver> Shard<D> {
 
     /// Copies a payload of this shard.
     ///
-    /// The source is not kept from moving meanwhile: two copies in opposite directions would wait for
-    /// each other. A source that has moved by the time of the copy is looked for where it is.
+    /// The source is not kept from moving meanwhile: two copies in opposite directions would wait
+    /// for each other. A source that has moved by the time of the copy is looked for where it is.
     pub(super) async fn copy(&self, source: &PayloadId, target: &PayloadId) -> Result<Answer<u64>> {
         loop {
             let settled = || (!self.0.state.borrow().moving.contains(source)).then_some(());
@@ -193,11 +192,7 @@ impl<D: Driver> Shard<D> {
         Ok(payload.size.div_ceil(self.0.params.config.block_bytes))
     }
 
-    async fn copy_here(
-        &self,
-        source: &PayloadId,
-        target: &PayloadId,
-    ) -> Result<(u64, crate::types::Lsn)> {
+    async fn copy_here(&self, source: &PayloadId, target: &PayloadId) -> Result<(u64, Lsn)> {
         let block_bytes = self.0.params.config.block_bytes;
         self.record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
             let number = state.map.number(source).ok_or_else(Error::not_found)?;
@@ -212,8 +207,8 @@ impl<D: Driver> Shard<D> {
         .await
     }
 
-    /// Makes the copy here and takes its name over from the shard that has it. `None`: that shard does
-    /// not have it any more; look again.
+    /// Makes the copy here and takes its name over from the shard that has it. `None`: that shard
+    /// does not have it any more; look again.
     async fn copy_from_elsewhere(
         &self,
         source: &PayloadId,
@@ -221,32 +216,37 @@ impl<D: Driver> Shard<D> {
     ) -> Result<Option<u64>> {
         let from = self.0.params.routes.shard_of(target);
         let id = target.clone();
-        let existed = match self.ask(from, |reply| Control::Hold { id, reply }).await? {
+        let unsettled = match self.ask(from, |reply| Control::Hold { id, reply }).await? {
             Answer::Elsewhere => return Ok(None),
-            Answer::Done(existed) => existed,
+            Answer::Done(unsettled) => unsettled,
         };
         mark("copy between shards");
-        let result = self.copy_over(source, target, existed).await;
-        let moved = result.is_ok().then_some(self.0.params.shard);
-        let id = target.clone();
-        let released = self
-            .ask(from, |reply| Control::Release { id, moved, reply })
-            .await;
-        let blocks = result?;
-        released.map(|()| Some(blocks))
+        let made = self.copy_here(source, target).await;
+        let result = match &made {
+            Ok((_, lsn)) if unsettled => self.durable(*lsn).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.clone()),
+        };
+        let moved = Move::Done(self.0.params.shard);
+        let result = match result {
+            Ok(()) => self.end_move(from, target, moved).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            // A copy that may be on the disk must not win over what is written to the old one
+            // later.
+            let undone = made.is_err() || self.disown(std::slice::from_ref(target)).await.is_ok();
+            self.end_move(from, target, Move::GivenUp { outrank: !undone })
+                .await?;
+            return Err(error);
+        }
+        Ok(Some(made?.0))
     }
 
-    async fn copy_over(
-        &self,
-        source: &PayloadId,
-        target: &PayloadId,
-        existed: bool,
-    ) -> Result<u64> {
-        let (blocks, lsn) = self.copy_here(source, target).await?;
-        if existed {
-            self.durable(lsn).await?;
-        }
-        Ok(blocks)
+    async fn end_move(&self, from: ShardId, id: &PayloadId, end: Move) -> Result<()> {
+        let id = id.clone();
+        self.ask(from, |reply| Control::Release { id, end, reply })
+            .await
     }
 
     async fn ask<T>(
@@ -262,7 +262,8 @@ impl<D: Driver> Shard<D> {
         pending.await.unwrap_or_else(|| Err(Error::closed()))
     }
 
-    /// From the answer on, operations on the payload wait. Says whether it exists.
+    /// From the answer on, operations on the payload wait. Says whether something of it is still on
+    /// this shard's disk, so that the move has to be durable in order.
     pub(super) async fn hold(&self, id: &PayloadId) -> Result<Answer<bool>> {
         let settled = || (!self.0.state.borrow().moving.contains(id)).then_some(());
         self.0.finished.until(settled).await;
@@ -273,49 +274,123 @@ impl<D: Driver> Shard<D> {
         self.state().moving.insert(id.clone());
         let quiet = || (!self.0.state.borrow().changing.contains_key(id)).then_some(());
         self.0.finished.until(quiet).await;
-        Ok(Answer::Done(self.0.state.borrow().map.find(id).is_some()))
+        let state = self.0.state.borrow();
+        let deleted = state
+            .deleted
+            .get(id)
+            .is_some_and(|lsn| *lsn > state.tail.durable());
+        Ok(Answer::Done(deleted || state.map.find(id).is_some()))
     }
 
-    /// Ends a move: the old payload goes and the route changes, or everything is as before.
-    pub(super) async fn release(&self, id: &PayloadId, moved: Option<ShardId>) -> Result<()> {
-        let mut result = Ok(());
-        if let Some(shard) = moved {
-            self.0.params.routes.set(id, shard);
-            result = self.disown(std::slice::from_ref(id)).await;
-        }
+    /// Ends a move. If it was made, the old payload goes, durably, before the route changes; if
+    /// that fails operations go on waiting, until the other side has given up.
+    pub(super) async fn release(&self, id: &PayloadId, end: Move) -> Result<()> {
+        let result = match end {
+            Move::Done(shard) => {
+                self.disown(std::slice::from_ref(id)).await?;
+                self.0.params.routes.set(id, shard);
+                Ok(())
+            }
+            Move::GivenUp { outrank: true } => self.outrank(id).await,
+            Move::GivenUp { outrank: false } => Ok(()),
+        };
         self.state().moving.remove(id);
         self.0.finished.notify();
         result
     }
 
+    /// Gives a payload a new generation, durably: another shard may hold a later one that failed.
+    async fn outrank(&self, id: &PayloadId) -> Result<()> {
+        mark("payload outranks a failed copy");
+        let (_, lsn) = self
+            .record(Purpose::Meta, 2 * RECORDS_LEN, &[], |state, _| {
+                let Some(old) = state.map.number(id) else {
+                    return Ok((Vec::new(), ()));
+                };
+                let (kept, new) = (state.map.next_payload(), state.map.next_payload().next());
+                let plan = vec![
+                    Mutation::Create {
+                        payload: kept,
+                        generation: Generation(0),
+                        id: None,
+                    },
+                    Mutation::Copy {
+                        source: old,
+                        target: kept,
+                    },
+                    Mutation::Delete { payload: old },
+                    Mutation::Create {
+                        payload: new,
+                        generation: self.next_generation(),
+                        id: Some(id.clone()),
+                    },
+                    Mutation::Copy {
+                        source: kept,
+                        target: new,
+                    },
+                    Mutation::Delete { payload: kept },
+                ];
+                Ok((plan, ()))
+            })
+            .await?;
+        self.durable(lsn).await
+    }
+
     /// Deletes payloads that belong to other shards now, durably.
     pub(super) async fn disown(&self, ids: &[PayloadId]) -> Result<()> {
-        let mut last = None;
         for id in ids {
-            if self.0.state.borrow().map.find(id).is_none() {
-                continue;
-            }
-            let (_, lsn) = self
-                .record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
-                    Ok((state.map.plan_delete(id), ()))
-                })
-                .await?;
-            last = Some(lsn);
+            self.delete_here(id).await?;
         }
+        let last = {
+            let state = self.0.state.borrow();
+            ids.iter()
+                .filter_map(|id| state.deleted.get(id))
+                .max()
+                .copied()
+        };
         match last {
             Some(lsn) => self.durable(lsn).await,
             None => Ok(()),
         }
     }
 
-    /// Which of other shards' claims to payloads win over this shard's own. Losers here are deleted.
+    /// Deletes a payload if it is there, and remembers since when it is gone. Says in which batch.
+    async fn delete_here(&self, id: &PayloadId) -> Result<Option<Lsn>> {
+        if self.0.state.borrow().map.find(id).is_none() {
+            return Ok(None);
+        }
+        let (_, lsn) = self
+            .record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
+                Ok((state.map.plan_delete(id), ()))
+            })
+            .await?;
+        let mut state = self.state();
+        let state = &mut *state;
+        if self.0.params.shards > 1 {
+            if state.deleted.len() >= DELETED_MAX {
+                let durable = state.tail.durable();
+                state.deleted.retain(|_, lsn| *lsn > durable);
+            }
+            state.deleted.insert(id.clone(), lsn);
+        }
+        Ok(Some(lsn))
+    }
+
+    /// Which of other shards' claims to payloads win over this shard's own. Losers here are
+    /// deleted.
     pub(super) async fn settle_claims(&self, claims: &[Claim]) -> Result<Vec<bool>> {
         let mine = |id: &PayloadId| self.0.state.borrow().map.find(id).map(|own| own.generation);
         let won = claims
             .iter()
-            .map(|claim| mine(&claim.id) < Some(claim.generation))
+            .map(|claim| match planted("older_owner_wins") {
+                true => mine(&claim.id).is_none(),
+                false => mine(&claim.id) < Some(claim.generation),
+            })
             .collect();
-        let lost = |claim: &&Claim| mine(&claim.id).is_some_and(|own| own < claim.generation);
+        let lost = |claim: &&Claim| {
+            let older = mine(&claim.id).is_some_and(|own| own < claim.generation);
+            older && !planted("older_owner_wins")
+        };
         let ids: Vec<PayloadId> = claims
             .iter()
             .filter(lost)
@@ -337,13 +412,14 @@ impl<D: Driver> Drop for Gathered<D> {
         let Some(payload) = self.number else { return };
         let shard = self.shard.clone();
         self.shard.0.driver.spawn(async move {
-            let plan = vec![Mutation::Delete { payload }];
-            let deleted = shard
-                .record(Purpose::Meta, RECORDS_LEN, &[], |_, _| Ok((plan, ())))
-                .await;
-            if deleted.is_err() {
-                // A poisoned shard takes no records; the next opening drops what has no name.
-                mark("abandoned parts left to recovery");
+            // A poisoned shard takes no records; the next opening drops what has no name.
+            while shard.check_poison().is_ok() {
+                let plan = vec![Mutation::Delete { payload }];
+                let deleted = shard.record(Purpose::Meta, RECORDS_LEN, &[], |_, _| Ok((plan, ())));
+                if deleted.await.is_ok() {
+                    return;
+                }
+                mark("abandoned parts could not be deleted yet");
             }
         });
     }

@@ -1,8 +1,8 @@
 //! What a client does: one operation against the store, and what its answer says about the model.
 //!
 //! Invariants:
-//! 1. The model is told of a change before the store is, and of its answer in the same step in which
-//!    the answer arrives, so that a crash in between finds the change unanswered.
+//! 1. The model is told of a change before the store is, and of its answer in the same step in
+//!    which the answer arrives, so that a crash in between finds the change unanswered.
 //! 2. Every answer is judged. One that no possible state explains is a failure of the run.
 //!
 //! Deliberately not here: crashes and what is found behind them; see `run` and `observe`.
@@ -68,7 +68,10 @@ impl Shared {
     /// Whether an error of this kind may be the disk's doing.
     pub(super) fn explains(&self, kind: ErrorKind) -> bool {
         let counters = self.universe.counters();
-        let errors = counters.write_errors + counters.sync_errors + counters.metadata_errors;
+        let errors = counters.write_errors
+            + counters.sync_errors
+            + counters.metadata_errors
+            + counters.unreadable_pages;
         let allowed = self.allowed.get();
         match kind {
             ErrorKind::Full => allowed.full || counters.out_of_space > 0,
@@ -171,7 +174,7 @@ impl Client {
     fn unexpected(&self, index: usize, op: Op, error: &Error) {
         self.fail(
             index,
-            format!("{op:?} failed, and nothing explains it: {error}"),
+            format!("{op:?} failed, and nothing explains it: {error:?}"),
         );
     }
 
@@ -493,7 +496,13 @@ impl Client {
                     pairs.iter().any(|pair| sized(&pair)) && (0..bytes.len()).all(byte)
                 };
                 if !fits && !(pairs.len() > 1 && mixed()) {
-                    self.fail(index, format!("{op:?} read wrong bytes: got {got}"));
+                    self.fail(index, {
+                        let above = self.shared.explain(&uppers, offset, &bytes);
+                        let below = self.shared.explain(&lowers, offset, &bytes);
+                        format!(
+                            "{op:?} read wrong {got} bytes:\n    {above}\n  source:\n    {below}"
+                        )
+                    });
                 }
                 self.shared.succeed(op);
             }

@@ -1,7 +1,7 @@
 //! What one payload holds, as the oracle sees it: intervals of tagged bytes.
 //!
-//! Every write has a tag, and the byte at offset `o` of tag `t` is a function of both, never zero. So
-//! a wrong byte names the write that it came from, and a zero names none.
+//! Every write has a tag, and the byte at offset `o` of tag `t` is a function of both, never zero.
+//! So a wrong byte names the write that it came from, and a zero names none.
 //!
 //! Invariants:
 //! 1. Pieces are sorted, disjoint, not empty, and end at or before the size.

@@ -1,29 +1,30 @@
-//! The simulator.
+//! The simulator: a store in a universe that is decided by a seed.
+//!
+//! [`Simulation`] is for embedders: it runs their own code against a store whose disk tears, loses,
+//! rots, fills up and fails, whose power can be cut and whose process can be killed at any I/O, in
+//! virtual time. What happened once happens again from the same seed. [`Campaign`] runs the
+//! library's own plans against a model.
+//!
+//! Invariants:
+//! 1. The engine's real code runs here; only its driver is another one.
+//! 2. Nothing depends on anything but the seed and what the caller does.
+//!
+//! Deliberately not here: the stage itself (virtual time, disks, faults); see `io::sim`.
 
+mod campaign;
 mod client;
 mod content;
+mod exhaustive;
+mod face;
 mod generate;
 mod history;
 mod observe;
 mod plan;
 mod run;
+mod shrink;
+#[cfg(test)]
+mod tests;
 mod world;
 
-/// Temporary.
-pub fn try_seeds(from: u64, to: u64) {
-    let mut total = [0; plan::KINDS.len()];
-    let (mut crashes, mut given_up) = (0, 0);
-    for seed in from..to {
-        let plan = plan::Plan::from_seed(seed);
-        let outcome = run::run(&plan);
-        for (sum, count) in total.iter_mut().zip(outcome.successes) {
-            *sum += count;
-        }
-        crashes += outcome.crashes;
-        given_up += outcome.given_up;
-        if let Some(failure) = outcome.failure {
-            println!("SEED {seed}: {failure}");
-        }
-    }
-    println!("{total:?} crashes {crashes} given up {given_up}");
-}
+pub use campaign::{Campaign, Failure, SEEDS_FOR_MARKS};
+pub use face::{Faults, Simulation, Stuck};

@@ -62,6 +62,9 @@ pub(super) enum Step {
     },
     /// The power fails, after this many more I/Os or when all clients are done.
     Cut { ios: u64 },
+    /// The same, but what is kept is decided: each pending decision by one of the mask's six lowest
+    /// bits, in turn.
+    CutKeeping { ios: u64, mask: u64 },
     /// Kill -9, likewise.
     Kill { ios: u64 },
     /// Close the store and open it again.
@@ -303,6 +306,7 @@ impl fmt::Display for Step {
                 }
             }
             Step::Cut { ios } => write!(f, "cut {ios}"),
+            Step::CutKeeping { ios, mask } => write!(f, "cut_keeping {ios} {mask}"),
             Step::Kill { ios } => write!(f, "kill {ios}"),
             Step::Reopen => write!(f, "reopen"),
             Step::Check => write!(f, "check"),
@@ -361,6 +365,10 @@ fn parse_line(words: &[&str], plan: &mut Plan) -> Option<()> {
     let number = |word: &str| word.parse::<u64>().ok();
     let step = match *words {
         ["cut", ios] => Step::Cut { ios: number(ios)? },
+        ["cut_keeping", ios, mask] => Step::CutKeeping {
+            ios: number(ios)?,
+            mask: number(mask)?,
+        },
         ["kill", ios] => Step::Kill { ios: number(ios)? },
         ["reopen"] => Step::Reopen,
         ["check"] => Step::Check,

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. The same plan gives the same run: the hash of everything that happened is the proof.
-//! 2. After every crash everything is compared: each payload's existence, size and bytes, and the list.
+//! 2. After every crash everything is compared: each payload's existence, size and bytes, and the
+//! list.
 //! 3. A run ends healed: faults off, everything flushed, every operation answered within bounded
 //!    virtual time, everything deleted, and nothing left behind.
 //!
@@ -15,7 +16,7 @@ use super::plan::{KINDS, Op, Plan, Settings, Step};
 use super::world;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::sim::{Disk, DiskFaults, Process, Stop, Universe};
+use crate::io::sim::{Disk, DiskFaults, Grain, Process, Stop, Universe};
 use crate::payload_id::PayloadId;
 use crate::store::Store;
 use std::cell::{Cell, RefCell};
@@ -28,6 +29,12 @@ pub(super) const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Virtual time in which everything must have an answer.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Virtual time in which a store that was full must serve again, once there is space.
+const SERVICE_RESUMES: Duration = Duration::from_secs(30);
+
+/// Decisions of which a mask takes each on its own.
+pub(super) const DECISIONS_MAX: usize = 6;
 
 /// Name of the disk.
 const DISK: &str = "disk";
@@ -45,6 +52,10 @@ pub(super) struct Outcome {
     pub(super) reopens: u64,
     pub(super) given_up: u64,
     pub(super) marks: BTreeMap<&'static str, u64>,
+    /// Whether clients were stopped at an I/O, not by being done.
+    pub(super) stopped_at_io: bool,
+    /// Decisions of the last cut that a mask could take.
+    pub(super) decisions: usize,
 }
 
 /// Carries a plan out.
@@ -145,7 +156,9 @@ impl Run {
             }
             let control = steps.get(at);
             let stop_after = match control {
-                Some(Step::Cut { ios } | Step::Kill { ios }) => Some((*ios).max(1)),
+                Some(Step::Cut { ios } | Step::CutKeeping { ios, .. } | Step::Kill { ios }) => {
+                    Some((*ios).max(1))
+                }
                 _ => None,
             };
             self.run_clients(begin, &steps[begin..at], stop_after)?;
@@ -201,7 +214,11 @@ impl Run {
             return Err(End::Failed(failure));
         }
         match result {
-            Ok(()) | Err(Stop::AtIo) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(Stop::AtIo) => {
+                self.outcome.stopped_at_io = true;
+                Ok(())
+            }
             Err(stop) => {
                 let last = first + steps.len().saturating_sub(1);
                 Err(failed(format!(
@@ -226,6 +243,11 @@ impl Run {
             Step::Cut { .. } => {
                 self.store = None;
                 self.disk.power_cut();
+                self.come_back()
+            }
+            Step::CutKeeping { mask, .. } => {
+                self.store = None;
+                self.cut_keeping(*mask);
                 self.come_back()
             }
             Step::Kill { .. } => {
@@ -253,6 +275,19 @@ impl Run {
             }
             Step::Client { .. } => unreachable!("clients are run together"),
         }
+    }
+
+    /// Cuts the power in the finest grain that makes few decisions, which the mask's bits take.
+    fn cut_keeping(&mut self, mask: u64) {
+        let few = |grain: &Grain| self.disk.pending(*grain) <= DECISIONS_MAX;
+        let grains = [Grain::Sector, Grain::Page, Grain::Write];
+        let grain = grains.into_iter().find(few).unwrap_or(Grain::Write);
+        let decisions = self.disk.pending(grain);
+        self.outcome.decisions = decisions.min(DECISIONS_MAX);
+        let kept: Vec<bool> = (0..decisions)
+            .map(|decision| mask >> (decision % DECISIONS_MAX) & 1 == 1)
+            .collect();
+        self.disk.power_cut_keeping(grain, &kept);
     }
 
     /// After a crash: opens the store again and compares everything.
@@ -286,15 +321,16 @@ impl Run {
     fn refused(&mut self, attempt: u32, error: &Error) -> Flow<()> {
         let explained = self.shared.explains(error.kind());
         if !explained {
-            return Err(failed(format!("the store does not open: {error}")));
+            return Err(failed(format!("the store does not open: {error:?}")));
         }
         if attempt > 0 {
             // Faults are off: only what they left behind can be the reason.
-            let lasting = error.kind() == ErrorKind::Corrupt && self.shared.is_damaged();
+            let lasting = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Poisoned)
+                && self.shared.is_damaged();
             return Err(match lasting {
                 true => End::GivenUp,
                 false => failed(format!(
-                    "the store does not open though all is well: {error}"
+                    "the store does not open though all is well: {error:?}"
                 )),
             });
         }
@@ -321,7 +357,7 @@ impl Run {
                 (0..model.len()).for_each(|payload| model.flushed(payload, since));
             }
             Err(error) if self.shared.explains(error.kind()) => {}
-            Err(error) => return Err(failed(format!("the store does not close: {error}"))),
+            Err(error) => return Err(failed(format!("the store does not close: {error:?}"))),
         }
         self.process.kill();
         self.process = self.universe.process();
@@ -345,7 +381,7 @@ impl Run {
             let seen = match self.within(when, looking)? {
                 Ok(seen) => seen,
                 Err(error) if is_excused(&self.shared, &error) => return Err(End::GivenUp),
-                Err(error) => return Err(failed(format!("{when}: {id} has an error: {error}"))),
+                Err(error) => return Err(failed(format!("{when}: {id} has an error: {error:?}"))),
             };
             if !seen.corrupt.is_empty() && !self.shared.is_damaged() {
                 let ranges = &seen.corrupt;
@@ -395,7 +431,7 @@ impl Run {
         let listing = store.list(None, usize::MAX);
         let names = self
             .within(when, listing)?
-            .map_err(|error| failed(format!("{when}: the list has an error: {error}")))?;
+            .map_err(|error| failed(format!("{when}: the list has an error: {error:?}")))?;
         let model = self.shared.model.borrow();
         for (payload, id) in self.shared.ids.iter().enumerate() {
             let states = model.current(payload);
@@ -419,32 +455,39 @@ impl Run {
         self.disk.set_capacity(u64::MAX);
         self.reopen()?;
         let (store, ids) = (self.opened(), self.shared.ids.clone());
+        let patience = self.universe.now().after(SERVICE_RESUMES);
         let deleting = async {
             for id in &ids {
-                store.delete(id).await?;
+                // A full store takes a moment to find out that there is room again.
+                while let Err(error) = store.delete(id).await {
+                    let waits = error.kind() == ErrorKind::Full;
+                    if !waits || self.universe.now() > patience {
+                        return Err(error);
+                    }
+                }
             }
             store.flush_all().await
         };
         self.within("deleting everything", deleting)?
-            .map_err(|error| failed(format!("not everything could be deleted: {error}")))?;
+            .map_err(|error| failed(format!("not everything could be deleted: {error:?}")))?;
         self.wait_for_nothing()?;
         let closed = self.within("closing the store", self.opened().close())?;
-        closed.map_err(|error| failed(format!("the empty store does not close: {error}")))
+        closed.map_err(|error| failed(format!("the empty store does not close: {error:?}")))
     }
 
     /// Waits until nothing is left of what was deleted.
     fn wait_for_nothing(&self) -> Flow<()> {
         let mut left = String::new();
-        for _ in 0..60 {
+        for wait_s in (0..20).map(|tries| 1 + tries * 2) {
             match self.within("looking at what is left", self.left_over())? {
                 Ok(None) => return Ok(()),
                 Ok(Some(what)) => left = what,
                 Err(error) => return Err(failed(format!("stats fails: {error}"))),
             }
-            self.within("waiting", self.universe.sleep(Duration::from_secs(1)))?;
+            self.within("waiting", self.universe.sleep(Duration::from_secs(wait_s)))?;
         }
         Err(failed(format!(
-            "a minute after everything was deleted: {left}"
+            "six minutes after everything was deleted: {left}"
         )))
     }
 
@@ -464,7 +507,13 @@ impl Run {
             (bytes, bytes_max, "bytes of segments"),
         ];
         let wrong = wrong.into_iter().find(|(is, max, _)| is > max);
-        Ok(wrong.map(|(is, max, what)| format!("{is} {what}, at most {max} are right")))
+        let report = |(is, max, what)| {
+            let (held, free) = (stats.segments, stats.segments_free);
+            format!(
+                "{is} {what}, at most {max} are right: segments={held} free={free} files={files:?}"
+            )
+        };
+        Ok(wrong.map(report))
     }
 }
 

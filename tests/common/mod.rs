@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+pub mod loop_fs;
+
 use bytes::Bytes;
 use ringstore::{Config, DriverKind, Error, ErrorKind, PayloadId, Store};
 use std::fmt::Debug;
@@ -56,7 +58,12 @@ pub fn drivers() -> &'static [DriverKind] {
         let mut config = Config::new(dir.path());
         (config.driver, config.shards) = (DriverKind::Uring, Some(1));
         let probe = async { Store::open(config).await?.close().await };
-        match runtime().block_on(probe) {
+        // On a thread of its own, because the asking one may be running another runtime.
+        let probe = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| runtime().block_on(probe));
+            thread.join().unwrap()
+        });
+        match probe {
             Ok(()) => vec![DriverKind::Uring, DriverKind::Threads],
             Err(error) => {
                 println!("SKIPPED the io_uring driver: {error}");

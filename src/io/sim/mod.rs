@@ -194,6 +194,11 @@ impl Universe {
         disk
     }
 
+    /// Every disk that there is.
+    pub(crate) fn disks(&self) -> Vec<Disk> {
+        self.world.disks.borrow().values().cloned().collect()
+    }
+
     /// A driver on the disk of this name, of a process of its own.
     pub(crate) fn driver(&self, disk: &str, shard: ShardId) -> SimDriver {
         self.process().driver(&self.disk(disk), shard)

@@ -1,0 +1,178 @@
+//! The commands that ask the store about itself.
+
+use super::outcome::{Code, Report};
+use super::units::{show_count, show_size, show_time};
+use ringstore::{HealthStatus, LatencySnapshot, Stats, Store};
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// Quantiles of the engine's own histograms, which have two digits.
+const QUANTILES: [(&str, f64); 4] = [
+    ("p50_ns", 0.5),
+    ("p99_ns", 0.99),
+    ("p999_ns", 0.999),
+    ("p9999_ns", 0.9999),
+];
+
+pub(crate) async fn stats(
+    store: &Store,
+    watch: Option<Duration>,
+    json: bool,
+) -> anyhow::Result<Report> {
+    loop {
+        let stats = store.stats().await?;
+        let latency = store.latency().await?;
+        let mut fields = stats_json(&stats);
+        fields.insert("latency".to_owned(), latency_json(&latency));
+        let text = format!("{}\n\n{}", stats_text(&stats), latency_text(&latency));
+        let report = Report::answer(text.trim_end().to_owned(), Value::Object(fields));
+        let Some(every) = watch else {
+            return Ok(report);
+        };
+        report.print(json, false)?;
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// Every figure, under the name that it has in `Stats`.
+pub(crate) fn stats_json(stats: &Stats) -> Map<String, Value> {
+    let mut fields = Map::new();
+    for (name, count) in stats.counts() {
+        fields.insert(name.to_owned(), count.into());
+    }
+    fields.insert("has_remote".to_owned(), stats.has_remote.into());
+    fields.insert("remote_healthy".to_owned(), stats.remote_healthy.into());
+    let suspended = stats.eviction_suspended;
+    fields.insert("eviction_suspended".to_owned(), suspended.into());
+    let outage = stats.outage_duration_seconds;
+    fields.insert("outage_duration_seconds".to_owned(), outage.into());
+    fields.insert("driver".to_owned(), stats.driver.clone().into());
+    fields
+}
+
+/// Whether a figure counts bytes; the names are fixed, some of them by an older engine.
+fn is_bytes(name: &str) -> bool {
+    const OLD: [&str; 9] = [
+        "local_disk_used",
+        "local_disk_max",
+        "local_mem_used",
+        "local_mem_max",
+        "read_buffer_used",
+        "read_buffer_max",
+        "used_size",
+        "total_size",
+        "available_size",
+    ];
+    name.ends_with("_bytes") || OLD.contains(&name) || name == "average_size"
+}
+
+fn stats_text(stats: &Stats) -> String {
+    let mut lines = vec![format!("{:<24}{:>16}", "driver", stats.driver)];
+    for (name, count) in stats.counts() {
+        let shown = match is_bytes(name) {
+            true => format!("  {}", show_size(count)),
+            false => String::new(),
+        };
+        lines.push(format!("{name:<24}{count:>16}{shown}"));
+    }
+    lines.join("\n")
+}
+
+fn latency_json(latency: &LatencySnapshot) -> Value {
+    let mut operations = Map::new();
+    for operation in latency.operations() {
+        let count = latency.count(operation);
+        let mut fields = Map::new();
+        fields.insert("count".to_owned(), count.into());
+        for (name, quantile) in QUANTILES {
+            if let Some(span) = latency.quantile(operation, quantile)
+                && super::bench::tally::supports(count, quantile)
+            {
+                fields.insert(name.to_owned(), (span.as_nanos() as u64).into());
+            }
+        }
+        if let Some(span) = latency.max(operation) {
+            fields.insert("max_ns".to_owned(), (span.as_nanos() as u64).into());
+        }
+        operations.insert(operation.to_owned(), Value::Object(fields));
+    }
+    Value::Object(operations)
+}
+
+fn latency_text(latency: &LatencySnapshot) -> String {
+    let mut lines = Vec::new();
+    for operation in latency.operations().filter(|name| latency.count(name) > 0) {
+        let count = latency.count(operation);
+        let mut line = format!("{operation:<12}{:>10}", show_count(count as f64));
+        for (_, quantile) in QUANTILES {
+            let span = latency
+                .quantile(operation, quantile)
+                .filter(|_| super::bench::tally::supports(count, quantile));
+            let shown = span.map_or(String::new(), |span| show_time(span.as_nanos() as u64));
+            line += &format!("{shown:>12}");
+        }
+        let longest = latency.max(operation).unwrap_or_default();
+        line += &format!("{:>12}", show_time(longest.as_nanos() as u64));
+        lines.push(line);
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let head = format!(
+        "{:<12}{:>10}{:>12}{:>12}{:>12}{:>12}{:>12}",
+        "operation", "n", "p50", "p99", "p99.9", "p99.99", "max"
+    );
+    lines.insert(0, head);
+    lines.join("\n")
+}
+
+pub(crate) async fn health(store: &Store) -> anyhow::Result<Report> {
+    let health = store.health().await;
+    let remote = health.remote.map(|status| status.to_string());
+    let mut text = format!("{}\nlocal   {}", health.status, health.local);
+    if let Some(remote) = &remote {
+        text += &format!("\nremote  {remote}");
+    }
+    for reason in &health.reasons {
+        text += &format!("\n- {reason}");
+    }
+    let fields = json!({
+        "status": health.status.to_string(),
+        "local": health.local.to_string(),
+        "remote": remote,
+        "reasons": health.reasons,
+    });
+    let code = match health.status {
+        HealthStatus::Healthy => Code::Ok,
+        HealthStatus::Degraded => Code::Degraded,
+        _ => Code::Failed,
+    };
+    Ok(Report::answer(text, fields).with_code(code))
+}
+
+pub(crate) async fn verify(store: &Store) -> anyhow::Result<Report> {
+    let report = store.verify().await?;
+    let mut text = format!(
+        "{} payloads, {} checked, {} repaired, {} ranges corrupt",
+        report.payloads,
+        show_size(report.bytes_checked),
+        show_size(report.bytes_repaired),
+        report.corrupt.len()
+    );
+    let mut corrupt = Vec::new();
+    for (id, extent) in &report.corrupt {
+        text += &format!("\n{:>16} {:>16}  {id}", extent.offset, extent.len);
+        corrupt.push(json!({ "id": id.as_str(), "offset": extent.offset, "len": extent.len }));
+    }
+    let fields = json!({
+        "payloads": report.payloads,
+        "bytes_checked": report.bytes_checked,
+        "bytes_repaired": report.bytes_repaired,
+        "corrupt": corrupt,
+    });
+    let code = match report.corrupt.is_empty() {
+        true => Code::Ok,
+        false => Code::Corrupt,
+    };
+    Ok(Report::answer(text, fields).with_code(code))
+}

@@ -1,0 +1,172 @@
+//! Many runs, and what they add up to.
+//!
+//! Invariants:
+//! 1. A campaign of enough seeds fails when a rare path was never taken or a kind of operation
+//!    never succeeded: a generator that has gone blind finds nothing.
+//!
+//! Deliberately not here: how long to go on, and where to print.
+
+use super::plan::{KINDS, Plan};
+use super::run::{Outcome, run};
+use super::shrink::shrink;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Seeds after which every mark must have been hit.
+pub const SEEDS_FOR_MARKS: u64 = 400;
+
+/// Rare paths that every campaign takes.
+const MARKS: [&str; 4] = [
+    "checkpoint",
+    "large write",
+    "torn tail cut",
+    "recycled file reused",
+];
+
+/// Runs of the library's own simulator: random plans against a model, with crashes.
+///
+/// # Example
+///
+/// ```
+/// let mut campaign = ringstore::sim::Campaign::new();
+/// for seed in 0..3 {
+///     assert!(campaign.run_seed(seed).is_none());
+/// }
+/// println!("{campaign}");
+/// ```
+#[derive(Default)]
+pub struct Campaign {
+    seeds: u64,
+    total: Outcome,
+    marks: BTreeMap<&'static str, u64>,
+}
+
+/// A run in which the store broke its contract.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What was wrong, with the bytes that differ.
+    pub message: String,
+    /// The plan, shortened; [`Campaign::run_plan`] runs it again.
+    pub plan: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n\n{}", self.message, self.plan)
+    }
+}
+
+impl Campaign {
+    /// A campaign without runs.
+    pub fn new() -> Campaign {
+        Campaign::default()
+    }
+
+    /// Runs the plan of a seed. A failure comes with a shortened plan.
+    pub fn run_seed(&mut self, seed: u64) -> Option<Failure> {
+        self.seeds += 1;
+        self.take(&Plan::from_seed(seed))
+    }
+
+    /// Runs the plan of any bytes, as a fuzzer makes them.
+    pub fn run_bytes(&mut self, bytes: &[u8]) -> Option<Failure> {
+        self.take(&Plan::from_bytes(bytes))
+    }
+
+    /// Runs a plan that is given as text.
+    ///
+    /// # Errors
+    ///
+    /// The line that is not understood.
+    pub fn run_plan(&mut self, text: &str) -> Result<Option<Failure>, String> {
+        let plan: Plan = text.parse()?;
+        Ok(self.take(&plan))
+    }
+
+    fn take(&mut self, plan: &Plan) -> Option<Failure> {
+        let message = self.count(run(plan))?;
+        let (plan, message) = shrink(plan, &message);
+        Some(Failure {
+            message,
+            plan: plan.to_string(),
+        })
+    }
+
+    /// Adds a run up; returns what was wrong with it.
+    pub(super) fn count(&mut self, outcome: Outcome) -> Option<String> {
+        let total = &mut self.total;
+        for (sum, count) in total.successes.iter_mut().zip(outcome.successes) {
+            *sum += count;
+        }
+        total.operations += outcome.operations;
+        total.dropped += outcome.dropped;
+        total.crashes += outcome.crashes;
+        total.reopens += outcome.reopens;
+        total.given_up += outcome.given_up;
+        for (mark, hits) in outcome.marks {
+            *self.marks.entry(mark).or_default() += hits;
+        }
+        outcome.failure
+    }
+
+    /// The plan of a seed as text.
+    pub fn plan_of_seed(seed: u64) -> String {
+        Plan::from_seed(seed).to_string()
+    }
+
+    /// A number that two runs of one seed have in common if the runs do.
+    pub fn hash_of_seed(seed: u64) -> u64 {
+        run(&Plan::from_seed(seed)).hash
+    }
+
+    /// Operations that succeeded so far.
+    pub fn operations(&self) -> u64 {
+        self.total.operations
+    }
+
+    /// Crashes so far, each with a recovery and a comparison of everything.
+    pub fn crashes(&self) -> u64 {
+        self.total.crashes
+    }
+
+    /// What should have happened by now and has not: operations and rare paths.
+    pub fn blind_spots(&self) -> Vec<&'static str> {
+        if self.seeds < SEEDS_FOR_MARKS {
+            return Vec::new();
+        }
+        let successes = KINDS.iter().zip(self.total.successes);
+        let failing = successes.filter(|it| it.1 < self.seeds / 10);
+        let unseen = MARKS.iter().filter(|mark| !self.marks.contains_key(*mark));
+        failing.map(|it| it.0).chain(unseen).copied().collect()
+    }
+
+    /// Everything that is counted, by name.
+    pub fn figures(&self) -> Vec<(String, u64)> {
+        let total = &self.total;
+        let mut figures = vec![
+            ("seeds".to_owned(), self.seeds),
+            ("operations".to_owned(), total.operations),
+            ("dropped".to_owned(), total.dropped),
+            ("crashes".to_owned(), total.crashes),
+            ("reopens".to_owned(), total.reopens),
+            ("given_up".to_owned(), total.given_up),
+        ];
+        let successes = KINDS.iter().zip(total.successes);
+        figures.extend(successes.map(|it| (format!("op {}", it.0), it.1)));
+        figures.extend(
+            self.marks
+                .iter()
+                .map(|it| (format!("mark {}", it.0), *it.1)),
+        );
+        figures
+    }
+}
+
+impl fmt::Display for Campaign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, count) in self.figures() {
+            writeln!(f, "{count:>10}  {name}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! The simulator's own tests: it is deterministic, it finds what is planted, it replays its corpus.
+
+use super::generate;
+use super::plan::{Plan, Step};
+use super::run::run;
+use super::{Campaign, Simulation};
+use crate::marks::armed::arm;
+use crate::{Config, PayloadId};
+
+/// Seeds within which each planted bug must be caught.
+const TEETH: [(&str, u64); 14] = [
+    ("ack_before_sync", 20),
+    ("believe_retried_sync", 300),
+    ("no_generation_in_checksum", 300),
+    ("cut_at_first_bad", 300),
+    ("truncate_keeps_extents", 30),
+    ("zeros_for_missing", 300),
+    ("directory_not_synced", 100),
+    ("skip_batch_checksum", 300),
+    ("skip_page_checksum", 100),
+    ("clone_without_reference", 100),
+    ("free_before_checkpoint", 300),
+    ("footer_not_awaited", 300),
+    ("checkpoint_before_log", 300),
+    ("older_owner_wins", 300),
+];
+
+#[test]
+fn plans_are_read_as_they_are_written() {
+    for seed in 0..50 {
+        let plan = Plan::from_seed(seed);
+        assert_eq!(plan.to_string().parse(), Ok(plan));
+    }
+}
+
+#[test]
+fn any_bytes_are_a_plan() {
+    let mut rng = fastrand::Rng::with_seed(1);
+    for len in 0..40 {
+        let bytes: Vec<u8> = (0..len * 7).map(|_| rng.u8(..)).collect();
+        let plan = Plan::from_bytes(&bytes);
+        assert_eq!(plan.to_string().parse(), Ok(plan));
+    }
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    for seed in 0..8 {
+        assert_eq!(Campaign::hash_of_seed(seed), Campaign::hash_of_seed(seed));
+    }
+    assert_ne!(Campaign::hash_of_seed(1), Campaign::hash_of_seed(2));
+}
+
+#[test]
+fn fresh_seeds_are_clean() {
+    let mut campaign = Campaign::new();
+    for seed in 1_000_000..1_000_040 {
+        if let Some(failure) = campaign.run_seed(seed) {
+            panic!("seed {seed}: {failure}");
+        }
+    }
+}
+
+#[test]
+fn the_corpus_is_clean() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plans");
+    let mut plans: Vec<_> = std::fs::read_dir(dir)
+        .expect("the corpus is there")
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    plans.sort();
+    for path in plans {
+        let text = std::fs::read_to_string(&path).expect("readable");
+        let plan: Plan = text.parse().expect("a plan");
+        let failure = run(&plan).failure;
+        assert_eq!(failure, None, "{}", path.display());
+    }
+}
+
+/// Runs seeds until one fails with a bug planted.
+fn seeds_to_catch(bug: &'static str, seeds_max: u64) -> Option<u64> {
+    arm(Some(bug));
+    let fails = |seed: &u64| {
+        let run = std::panic::AssertUnwindSafe(|| run(&Plan::from_seed(*seed)).failure.is_some());
+        // A panic of the engine counts: nothing is hidden by it.
+        std::panic::catch_unwind(run).unwrap_or(true)
+    };
+    let caught = (0..seeds_max).find(fails);
+    arm(None);
+    caught
+}
+
+#[test]
+fn planted_bugs_are_caught() {
+    let mut missed = Vec::new();
+    for (bug, seeds_max) in TEETH {
+        match seeds_to_catch(bug, seeds_max) {
+            Some(seed) => println!("{bug}: caught by seed {seed}"),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+#[test]
+fn small_programs_are_clean() {
+    let mut campaign = Campaign::new();
+    if let Some(failure) = campaign.run_exhaustively(1, || true) {
+        panic!("{failure}");
+    }
+    assert!(campaign.crashes() > 100, "there were crash points");
+}
+
+#[test]
+fn steps_may_be_taken_out() {
+    let mut plan = Plan::from_seed(3);
+    plan.steps
+        .retain(|step| !matches!(step, Step::Client { .. }));
+    assert_eq!(run(&plan).failure, None);
+    let _ = generate::STEPS_FROM_BYTES_MAX;
+}
+
+#[test]
+fn an_embedders_store_survives_its_machine() {
+    let machine = Simulation::new(11);
+    let mut config = Config::new("store");
+    config.shards = Some(2);
+    let id = PayloadId::new("a").expect("valid");
+    for round in 0u8..20 {
+        let store = machine
+            .run(machine.open(config.clone()))
+            .expect("it opens")
+            .expect("it is well");
+        let work = async {
+            let before = match round {
+                0 => Vec::new(),
+                _ => store.read_at(&id, 0, 100).await?.into_bytes().to_vec(),
+            };
+            store.write_at(&id, 0, vec![round; 100].into()).await?;
+            store.flush(&id).await?;
+            Ok::<_, crate::Error>(before)
+        };
+        let before = machine.run(work).expect("it ends").expect("it is well");
+        assert!(round == 0 || before == vec![round - 1; 100]);
+        drop(store);
+        match round % 2 {
+            0 => machine.cut_power(),
+            _ => machine.kill(),
+        }
+    }
+}
