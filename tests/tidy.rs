@@ -43,6 +43,11 @@ const LAYERS: &[(&str, &str)] = &[
         "sim",
         "buf chunks config error io marks payload_id stats store types world",
     ),
+    // What the fuzzer drives reaches into everything that decodes.
+    (
+        "fuzzing",
+        "config error log map mutation payload_id shard sim store superblock types",
+    ),
 ];
 
 /// What `lib.rs` re-exports, by the module that it comes from.

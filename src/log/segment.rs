@@ -227,7 +227,7 @@ impl BatchHead {
             records_len: raw.records_len.get(),
             inline_start: raw.inline_start.get(),
         };
-        // What it promises of others is behind it, so that replay believes no promise of the future.
+        // What it promises of others is behind it: replay believes no promise of the future.
         if head.lsn.0 >= NUMBER_MAX || head.committed_through >= head.lsn {
             return Err(Malformed("a batch head holds an impossible number"));
         }
@@ -382,8 +382,8 @@ impl Footer {
         let len = Footer::announced_len(bytes).ok_or(Malformed("not a footer"))?;
         let bytes = bytes.get(..len).ok_or(cut)?;
         let (mut head, _) = RawFooterHead::read_from_prefix(bytes).map_err(|_| cut)?;
-        // Before the checksum: a segment full of pages that look like footers, as a payload may hold
-        // them, would take the square of its size to read.
+        // Before the checksum: a segment full of pages that look like footers, as a payload may
+        // hold them, would take the square of its size to read.
         if head.pages.get() != page_index {
             return Err(Malformed(
                 "a footer covers other pages than those before it",
