@@ -227,8 +227,7 @@ impl BatchHead {
             records_len: raw.records_len.get(),
             inline_start: raw.inline_start.get(),
         };
-        // What it promises of others is behind it, so that replay believes no promise of the
-        // future.
+        // What it promises of others is behind it: replay believes no promise of the future.
         if head.lsn.0 >= NUMBER_MAX || head.committed_through >= head.lsn {
             return Err(Malformed("a batch head holds an impossible number"));
         }
