@@ -30,6 +30,7 @@ use crate::stats::{Latencies, Stats};
 use crate::types::{Generation, Lsn, PAGE, SegmentId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
 use std::io;
 use std::rc::Rc;
 
@@ -209,6 +210,7 @@ impl<D: Driver> Recovery<'_, D> {
             .collect();
         found.sort_unstable();
         let mut bad = 0;
+        let mut unreadable = None;
         for &(sequence, len) in found.iter().rev() {
             match self.load_checkpoint(sequence, len).await {
                 Ok(mut recovered) => {
@@ -218,11 +220,16 @@ impl<D: Driver> Recovery<'_, D> {
                     return Ok(recovered);
                 }
                 Err(error) => {
+                    unreadable = unreadable.or(error.source().is_some().then(|| error.clone()));
                     mark("bad checkpoint passed over");
                     tracing::warn!(shard = self.params.shard.0, %error, "a checkpoint is bad");
                     bad += 1;
                 }
             }
+        }
+        // What cannot be read now may be good: starting without it would give everything up for free.
+        if let Some(error) = unreadable {
+            return Err(error);
         }
         let mut recovered = Recovered {
             map: Map::new(),

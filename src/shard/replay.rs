@@ -25,7 +25,9 @@ use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::residency::{Held, Segments};
 use crate::types::{Lsn, PAGE, SegmentId, page_ceil};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 /// A segment file that may hold a part of the tail.
 pub(super) struct Candidate {
@@ -73,9 +75,11 @@ impl<D: Driver> Recovery<'_, D> {
             });
             match useful {
                 Some(head) => {
+                    recovered.segments.note_file(file);
+                    // Of two files with the same segment, the later one was copied from the other.
                     let newer = candidates
                         .get(&head.segment)
-                        .is_none_or(|other| other.head.epoch < head.epoch);
+                        .is_none_or(|other| (other.head.epoch, other.file) < (head.epoch, file));
                     if newer {
                         let before = candidates.insert(
                             head.segment,
@@ -248,6 +252,7 @@ impl<D: Driver> Recovery<'_, D> {
                         copy: Some(footer.clone()),
                         footer,
                     },
+                    proven,
                     recovered,
                 )
                 .await;
@@ -256,7 +261,7 @@ impl<D: Driver> Recovery<'_, D> {
         match scan.footer.batches.is_empty() {
             // Its first batch never arrived whole: there is nothing in it.
             true => recovered.segments.add_free(file),
-            false => self.adopt(&head, file, scan, recovered).await?,
+            false => self.adopt(&head, file, scan, proven, recovered).await?,
         }
         Ok(())
     }
@@ -389,6 +394,7 @@ impl<D: Driver> Recovery<'_, D> {
         head: &SegmentHead,
         file: u64,
         scan: Scan,
+        proven: Lsn,
         recovered: &mut Recovered,
     ) -> Result<()> {
         let Scan { footer, page, copy } = scan;
@@ -402,23 +408,89 @@ impl<D: Driver> Recovery<'_, D> {
                 head.segment.0
             )));
         }
-        let path = self.params.path(&segment_name(file));
-        let persist = async {
-            let file = self.driver.open(&path, OpenMode::Existing).await?;
-            if !sealed {
-                file.write(offset, bytes, Durability::Visible).await?;
-            }
-            file.sync().await
+        let is_proven = footer.batches.iter().all(|batch| batch.lsn <= proven);
+        let copied = match is_proven || planted("believe_what_is_found") {
+            true => None,
+            false => self.copy_out(file, page, &bytes, recovered).await?,
         };
-        persist
-            .await
-            .map_err(|error| self.failed("sealed", error))?;
+        let file = match copied {
+            Some(copied) => {
+                recovered.segments.add_free(file);
+                copied
+            }
+            None => {
+                let written = (!sealed).then_some(bytes);
+                self.persist(file, offset, written).await?;
+                file
+            }
+        };
         let held = Held::new(head.segment, head.epoch, file, head.identity());
         held.pages.set(page);
         held.footer_durable.set(true);
         let held = recovered.segments.hold(held);
         recovered.segments.keep_sums(&held, footer.sums.into());
         Ok(())
+    }
+
+    /// Makes a segment durable where it is, with a footer if it has none yet.
+    async fn persist(&self, file: u64, offset: u64, footer: Option<Bytes>) -> Result<()> {
+        let path = self.params.path(&segment_name(file));
+        let persist = async {
+            let file = self.driver.open(&path, OpenMode::Existing).await?;
+            if let Some(footer) = footer {
+                file.write(offset, footer, Durability::Visible).await?;
+            }
+            file.sync().await
+        };
+        persist.await.map_err(|error| self.failed("sealed", error))
+    }
+
+    /// Writes a segment that ends in batches that nothing proves to be durable to a new file.
+    ///
+    /// A sync would not do: an earlier process may have had one fail, and then a later one that
+    /// succeeds says nothing about these bytes. Nor would writing them again where they are: some may
+    /// have been promised, and a crash can destroy what is being written. `None`: there is no space.
+    async fn copy_out(
+        &self,
+        from: u64,
+        pages: u32,
+        footer: &Bytes,
+        recovered: &mut Recovered,
+    ) -> Result<Option<u64>> {
+        let bytes = self.read_segment(from).await?.freeze();
+        let number = recovered.segments.new_file();
+        let path = self.params.path(&segment_name(number));
+        let end = pages as usize * PAGE;
+        let copy = async {
+            let file = self.driver.open(&path, OpenMode::CreateNew).await?;
+            file.allocate(self.params.segment_bytes()).await?;
+            for offset in (PAGE..end).step_by(READ_BYTES) {
+                let piece = bytes.slice(offset..end.min(offset + READ_BYTES));
+                file.write(offset as u64, piece, Durability::Visible)
+                    .await?;
+            }
+            file.write(end as u64, footer.clone(), Durability::Visible)
+                .await?;
+            file.sync().await?;
+            self.driver.sync_dir(&self.params.dir()).await?;
+            // The head comes last: until it is there, the file counts for nothing.
+            let head = bytes.slice(..PAGE);
+            file.write(0, head, Durability::Synced).await
+        };
+        match copy.await {
+            Ok(()) => {
+                mark("unproven batches written again");
+                Ok(Some(number))
+            }
+            Err(error) => {
+                // The next opening calls it free if it cannot be removed.
+                let _ = self.driver.unlink(&path).await;
+                match error.kind() {
+                    io::ErrorKind::StorageFull => Ok(None),
+                    _ => Err(self.failed("sealed", error)),
+                }
+            }
+        }
     }
 
     async fn read_segment(&self, file: u64) -> Result<AlignedBuf> {

@@ -8,7 +8,8 @@ use crate::marks::armed::arm;
 use crate::{Config, PayloadId};
 
 /// Seeds within which each planted bug must be caught.
-const TEETH: [(&str, u64); 14] = [
+const TEETH: [(&str, u64); 15] = [
+    ("believe_what_is_found", 300),
     ("ack_before_sync", 20),
     ("believe_retried_sync", 300),
     ("no_generation_in_checksum", 300),
