@@ -4,8 +4,8 @@
 //!
 //! `--seeds N` runs so many, `--start-seed S` begins there, `--seed S` replays one, `--plan FILE`
 //! replays a plan, `--keep-going` does not stop at the first failure, `--json` prints figures for
-//! machines, `--print-plan S` shows the plan of a seed. `--exhaustive N` runs every program of up to N
-//! operations with every crash instead.
+//! machines, `--print-plan S` shows the plan of a seed. `--exhaustive N` runs every program of up
+//! to N operations with every crash instead.
 
 use ringstore::sim::Campaign;
 use std::process::ExitCode;
@@ -79,6 +79,10 @@ fn run(options: &Options) -> bool {
     let endless = options.exhaustive.is_none() && count.is_none();
     let unlimited = endless && options.seconds.is_none();
     let seconds = options.seconds.or(unlimited.then_some(SECONDS_DEFAULT));
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "real time is what the options ask for"
+    )]
     let began = Instant::now();
     if let Some(ops) = options.exhaustive {
         let more = || seconds.is_none_or(|seconds| began.elapsed().as_secs() < seconds);

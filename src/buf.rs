@@ -133,11 +133,6 @@ impl AlignedBuf {
         assert!(len <= self.len, "a buffer cannot grow");
         self.len = len;
     }
-
-    /// First byte, for the driver that hands it to the kernel.
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.memory().start.as_ptr()
-    }
 }
 
 impl Deref for AlignedBuf {

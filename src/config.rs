@@ -27,7 +27,8 @@ const SHARDS_MAX: usize = 1024;
 pub struct Config {
     /// Directory of the store; made if it is missing.
     pub dir: PathBuf,
-    /// Shards, one thread each. `None`: as the store was made, or the available cores for a new one.
+    /// Shards, one thread each. `None`: as the store was made, or the available cores for a new
+    /// one.
     pub shards: Option<usize>,
     /// Whether each shard's thread is pinned to a core.
     pub pin_threads: bool,
@@ -211,7 +212,8 @@ pub enum RemoteConfig {
 }
 
 impl RemoteConfig {
-    /// Reads `s3://bucket/prefix?endpoint=..&region=..&path_style=true`, `file:///path`, `memory:name`.
+    /// Reads `s3://bucket/prefix?endpoint=..&region=..&path_style=true`, `file:///path`,
+    /// `memory:name`.
     ///
     /// # Errors
     ///

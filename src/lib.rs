@@ -33,3 +33,8 @@ pub use stats::{
     Extent, ExtentKind, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport,
 };
 pub use store::Store;
+
+/// The README's code has to run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -2,7 +2,8 @@
 //!
 //! A mark is hit where something rare happens; a run of the simulator that never hits one has gone
 //! blind. A planted bug is a line of code that is wrong on purpose when its name is armed; a test
-//! proves that the simulator catches each. Both are constants that cost nothing without feature `sim`.
+//! proves that the simulator catches each. Both are constants that cost nothing without feature
+//! `sim`.
 
 /// Notes that a rare path was taken.
 #[cfg(not(feature = "sim"))]
@@ -45,6 +46,7 @@ pub(crate) mod armed {
     }
 
     /// Arms one planted bug on this thread, or none.
+    #[cfg(test)]
     pub(crate) fn arm(name: Option<&'static str>) {
         PLANTED.set(name);
     }

@@ -10,8 +10,9 @@ use crate::types::{Generation, Location, PayloadNo};
 /// One change of a shard's map. A batch of the log holds several and is atomic.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Mutation {
-    /// A payload of size 0 comes into being. `id: None` is a nameless one: the parts of a write that
-    /// is too large for a batch, gathered until it is whole; recovery deletes what was never claimed.
+    /// A payload of size 0 comes into being. `id: None` is a nameless one: the parts of a write
+    /// that is too large for a batch, gathered until it is whole; recovery deletes what was never
+    /// claimed.
     Create {
         payload: PayloadNo,
         generation: Generation,
@@ -39,7 +40,8 @@ pub(crate) enum Mutation {
         source: PayloadNo,
         target: PayloadNo,
     },
-    /// `[offset, offset + len)` of `target` becomes that of `source`, which is nameless, and is gone.
+    /// `[offset, offset + len)` of `target` becomes that of `source`, which is nameless, and is
+    /// gone.
     Splice {
         source: PayloadNo,
         target: PayloadNo,

@@ -50,7 +50,8 @@ impl PayloadId {
         if name.bytes().any(|byte| byte == 0) {
             return Err(Error::invalid("a payload id must not contain NUL"));
         }
-        // CRC-64/NVME is a published constant of the format: a library's hash could change under us.
+        // CRC-64/NVME is a published constant of the format: a library's hash could change under
+        // us.
         let hash = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, name.as_bytes());
         Ok(PayloadId {
             name: Arc::from(name),

@@ -2,27 +2,30 @@
 //!
 //! Invariants:
 //! 1. Every file is of exactly one kind: it holds a segment, or it is free.
-//! 2. A segment's file is freed only when nothing refers to the segment, nobody reads it, and the two
-//!    newest checkpoints were both begun after the last reference went: neither they nor the replay
-//!    that starts from them can want it.
+//! 2. A segment's file is freed only when nothing refers to the segment, nobody reads it, and the
+//!    two newest checkpoints were both begun after the last reference went: neither they nor the
+//!    replay that starts from them can want it.
 //! 3. Checksum tables are a cache of the segments' footers, bounded by `SUMS_BYTES_MAX`.
 //!
 //! Deliberately not here: the files themselves, and who refers to what (`map::live`).
 
 use crate::log::checksum::Identity;
 use crate::log::segment::SUM;
-use crate::types::{Epoch, SegmentId};
+use crate::types::{Epoch, NUMBER_MAX, SegmentId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
-/// Memory of checksum tables per shard at most. A table is a thousandth of its segment, so this covers
-/// 8 GiB without a reload, and a reload is one read.
+/// Memory of checksum tables per shard at most. A table is a thousandth of its segment, so this
+/// covers 8 GiB without a reload, and a reload is one read.
 const SUMS_BYTES_MAX: usize = 8 << 20;
 
-/// Checkpoints that must be begun after a segment's last reference went, before its file is used again.
-/// Two, so that either of the two newest checkpoints can be lost.
+/// Checkpoints that must be begun after a segment's last reference went, before its file is used
+/// again. Two, so that either of the two newest checkpoints can be lost.
 const CHECKPOINTS_TO_FREE: u8 = 2;
+
+/// Files without a segment count only below this, so that a stray name cannot use the numbers up.
+const STRAY_MAX: u64 = NUMBER_MAX / 2;
 
 /// A segment that is held locally. Whoever reads it holds the `Rc`, which keeps its file.
 pub(crate) struct Held {
@@ -113,11 +116,17 @@ impl Segments {
 
     /// A file of this number exists, or has just been removed: new ones are numbered behind it.
     pub(crate) fn note_file(&mut self, file: u64) {
+        if file >= STRAY_MAX {
+            return;
+        }
         self.next_file = self.next_file.max(file + 1);
     }
 
     /// A file that nothing needs: free from now on.
     pub(crate) fn add_free(&mut self, file: u64) {
+        if file >= STRAY_MAX {
+            return;
+        }
         self.next_file = self.next_file.max(file + 1);
         self.free.insert(file);
     }

@@ -15,7 +15,7 @@ use crate::io::launch::ShardMain;
 use crate::payload_id::PayloadId;
 use crate::shard::mailbox::{Receiver, Sender, mailbox};
 use crate::shard::request::{Answers, LayerPart, Request, Work, zeros};
-use crate::shard::slot::{Reply, slot};
+use crate::shard::slot::{Pending, Reply, slot};
 use crate::shard::{Answer, Claim, Control, Outcome, Params, REQUESTS_MAX, Routes, Shard};
 use crate::stats::{Extent, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport};
 use crate::superblock::{Superblock, begin_epoch};
@@ -74,8 +74,9 @@ impl Store {
     /// # Errors
     ///
     /// `InvalidInput` for a configuration that cannot work, a directory that is not a store, is of
-    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged in
-    /// every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk fails.
+    /// another format, or is used by another engine; `Corrupt` when what names the store is damaged
+    /// in every copy; `Full` when there is no space for a new epoch; `Poisoned` when the disk
+    /// fails.
     ///
     /// # Cancellation
     ///
@@ -143,10 +144,7 @@ impl Store {
         world: &W,
         config: Config,
         superblock: &Superblock,
-    ) -> Result<(
-        Opening,
-        Vec<crate::shard::slot::Pending<Result<Vec<Claim>>>>,
-    )> {
+    ) -> Result<(Opening, Vec<Ready>)> {
         let count = superblock.shards as usize;
         let routes = Arc::new(Routes::new(count));
         let mut shards = Vec::new();
@@ -262,8 +260,8 @@ impl Store {
 
     /// Reads `id`, with `source` showing through where `id` was never written.
     ///
-    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id` was
-    /// ever truncated to. Changes neither. Either may be missing, not both.
+    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id`
+    /// was ever truncated to. Changes neither. Either may be missing, not both.
     ///
     /// # Errors
     ///
@@ -345,7 +343,8 @@ impl Store {
 
     /// Writes `data` at `offset`; every read that begins after it returned sees it.
     ///
-    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer back.
+    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer
+    /// back.
     ///
     /// # Errors
     ///
@@ -730,6 +729,9 @@ impl fmt::Debug for Store {
             .finish_non_exhaustive()
     }
 }
+
+/// Says which payloads of other homes a shard found, when it has been opened.
+type Ready = Pending<Result<Vec<Claim>>>;
 
 /// A store whose shards have yet to agree on who owns what.
 struct Opening {

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checksum::{StoreId, crc32c};
 use crate::log::segment::FORMAT_VERSION;
-use crate::types::{Epoch, PAGE, SEGMENT_BYTES_MAX};
+use crate::types::{Epoch, NUMBER_MAX, PAGE, SEGMENT_BYTES_MAX};
 use bytes::Bytes;
 use std::io;
 use zerocopy::little_endian::{U32, U64};
@@ -174,6 +174,7 @@ impl Superblock {
             segment_bytes: raw.segment_bytes.get(),
         };
         let sane = (1..=1024).contains(&superblock.shards)
+            && superblock.epoch.0 < NUMBER_MAX
             && superblock.segment_bytes <= SEGMENT_BYTES_MAX
             && superblock.segment_bytes >= 4 * PAGE as u64
             && superblock.segment_bytes.is_multiple_of(PAGE as u64);
@@ -252,3 +253,6 @@ fn refusal(error: io::Error, what: &str) -> Error {
     let message = format!("the store's directory cannot be {what}: cause={error}");
     Error::with_source(kind, message, error)
 }
+
+#[cfg(test)]
+mod tests;

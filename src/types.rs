@@ -1,8 +1,8 @@
 //! Newtypes for everything that is a number here, so that no two bare integers stand side by side.
 //!
 //! Invariants:
-//! 1. A [`Location`] names one byte of one shard's log for ever: segment ids are never used twice, so
-//!    a location that has been freed is never given to other bytes.
+//! 1. A [`Location`] names one byte of one shard's log for ever: segment ids are never used twice,
+//!    so a location that has been freed is never given to other bytes.
 //! 2. Page arithmetic rounds explicitly; nothing else here rounds.
 //!
 //! Deliberately not here: anything that knows what the numbers are for.
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// Unit of checksums, of device transfers and of read atomicity.
 ///
-/// 4 KiB is the largest logical block size of NVMe devices in the field, so aligning to it satisfies
-/// O_DIRECT everywhere.
+/// 4 KiB is the largest logical block size of NVMe devices in the field, so aligning to it
+/// satisfies O_DIRECT everywhere.
 pub(crate) const PAGE: usize = 4096;
 
 /// Largest size of a payload, and largest `offset + len` of an operation.
@@ -24,6 +24,16 @@ const OFFSET_BITS: u32 = 28;
 
 /// Largest segment: what the offset bits of a location can address.
 pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << OFFSET_BITS;
+
+/// Bound of everything that is counted up: batches, epochs, generations, files, payloads.
+///
+/// What comes from disk is below it, so that counting on never overflows; nothing ever gets this
+/// far by itself.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+
+/// Bound of segment numbers that come from disk: half of what a [`Location`] can name, so that
+/// there are always numbers left to go on with.
+pub(crate) const SEGMENT_NUMBER_MAX: u64 = 1 << 35;
 
 /// Rounds up to whole pages, in bytes.
 pub(crate) const fn page_ceil(bytes: usize) -> usize {
@@ -46,7 +56,7 @@ pub(crate) struct SegmentId(pub(crate) u64);
 impl SegmentId {
     /// Whether a [`Location`] can name it, and some after it.
     pub(crate) fn is_valid(self) -> bool {
-        self.0 < 1 << (63 - OFFSET_BITS)
+        self.0 < SEGMENT_NUMBER_MAX
     }
 
     /// The segment after this one.

@@ -537,7 +537,8 @@ fn files_that_cannot_grow_harm_nothing() {
     run(assert_well(&bench));
 }
 
-/// Refuses io_uring_setup with EPERM, as container runtimes do, then runs the rest of its arguments.
+/// Refuses io_uring_setup with EPERM, as container runtimes do, then runs the rest of its
+/// arguments.
 const SECCOMP: &str = "
 import ctypes, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -209,7 +209,8 @@ fn clones_survive_cleaning_and_restart_without_their_source() {
         let mut store = bench.open().await;
         let (source, clone, churn) = (id("a"), id("c"), id("churn"));
         let data = pattern(67, 300 * KIB);
-        // Between the source's pages stands what is deleted later, so that cleaning moves the pages.
+        // Between the source's pages stands what is deleted later, so that cleaning moves the
+        // pages.
         for (index, part) in data.chunks(4096).enumerate() {
             write(&store, &source, index as u64 * 4096, part).await;
             write(&store, &churn, index as u64 * 4096, part).await;

@@ -1,9 +1,9 @@
 //! Kills a process that works on a store, at a random moment, and looks at what is left.
 //!
-//! The child (this same binary, started again) runs operations that a seed decides, so that the parent
-//! knows every state that every payload went through. It reports each operation when it is done. After
-//! the kill each payload has to be in one of the states from its last reported flush on.
-//! Contract clauses 11, 15, 17 and 30, scenarios 32, 37, 40, 73 and 85.
+//! The child (this same binary, started again) runs operations that a seed decides, so that the
+//! parent knows every state that every payload went through. It reports each operation when it is
+//! done. After the kill each payload has to be in one of the states from its last reported flush
+//! on. Contract clauses 11, 15, 17 and 30, scenarios 32, 37, 40, 73 and 85.
 //!
 //! `RINGSTORE_CRASH_ROUNDS` sets the number of rounds, `RINGSTORE_CRASH_SEED` the seed.
 
@@ -230,7 +230,8 @@ fn run_and_kill(rig: &Rig, seed: u64, after: Duration) -> Vec<String> {
 
 type State = Option<Arc<Vec<u8>>>;
 
-/// What the parent knows of one payload: the states that it may be in, the last one without a crash.
+/// What the parent knows of one payload: the states that it may be in, the last one without a
+/// crash.
 #[derive(Clone, Default)]
 struct Known(Vec<State>);
 

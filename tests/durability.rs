@@ -1,5 +1,5 @@
-//! What flushes, closes and reopenings promise on real files. Contract section 4, scenarios 30 to 40,
-//! 111, 116, 120 and 133. Kills of the process are in `crash.rs`.
+//! What flushes, closes and reopenings promise on real files. Contract section 4, scenarios 30 to
+//! 40, 111, 116, 120 and 133. Kills of the process are in `crash.rs`.
 
 mod common;
 

@@ -370,3 +370,6 @@ impl<'a> Rest<'a> {
         (0..count).map(|_| one(self)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

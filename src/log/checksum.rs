@@ -1,10 +1,10 @@
 //! Checksums that bind bytes to the place they were written for.
 //!
-//! The sum of a page is its CRC-32C, combined by exclusive or with the CRC-32C of its identity: store,
-//! shard, segment, epoch and page number. Identities that differ in up to 32 consecutive bits always
-//! have different sums, others with probability 1 - 2^-32, so a page read from the wrong place, or left
-//! over from an earlier use of a file, is refused like a damaged one. Keeping the two apart lets page
-//! sums be combined into the plain CRC-32C of a whole object.
+//! The sum of a page is its CRC-32C, combined by exclusive or with the CRC-32C of its identity:
+//! store, shard, segment, epoch and page number. Identities that differ in up to 32 consecutive
+//! bits always have different sums, others with probability 1 - 2^-32, so a page read from the
+//! wrong place, or left over from an earlier use of a file, is refused like a damaged one. Keeping
+//! the two apart lets page sums be combined into the plain CRC-32C of a whole object.
 
 use crate::types::{Epoch, SegmentId, ShardId};
 

@@ -3,14 +3,16 @@
 //! Invariants:
 //! 1. `decode(encode(m)) == m`, and the bytes are the same on every machine (little-endian, fixed
 //!    width; `docs/format.md` draws them).
-//! 2. Decoding believes nothing: any bytes give a mutation or an error, never a panic, and nothing is
-//!    allocated beyond the input's length.
+//! 2. Decoding believes nothing: any bytes give a mutation or an error, never a panic, and nothing
+//!    is allocated beyond the input's length.
 //!
 //! Deliberately not here: checksums. Records lie inside pages and footers that have them.
 
 use crate::mutation::Mutation;
 use crate::payload_id::{PAYLOAD_ID_BYTES_MAX, PayloadId};
-use crate::types::{Generation, Location, PAYLOAD_BYTES_MAX, PayloadNo, SEGMENT_BYTES_MAX};
+use crate::types::{
+    Generation, Location, NUMBER_MAX, PAYLOAD_BYTES_MAX, PayloadNo, SEGMENT_BYTES_MAX,
+};
 
 /// Bytes before a record's body: its kind, a zero, and its whole length.
 const HEAD: usize = 4;
@@ -124,18 +126,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(Mutation, &[u8]), Malformed> {
 
 fn decode_body(kind: u8, mut body: Body<'_>) -> Result<Mutation, Malformed> {
     let mutation = match kind {
-        CREATE => {
-            let (payload, generation) = (body.payload()?, Generation(body.word()?));
-            let id = match body.take_rest() {
-                [] => None,
-                name => Some(decode_id(name)?),
-            };
-            Mutation::Create {
-                payload,
-                generation,
-                id,
-            }
-        }
+        CREATE => decode_create(&mut body)?,
         WRITE => {
             let (payload, offset) = (body.payload()?, body.word()?);
             let (at, len) = (body.location()?, body.half()?);
@@ -194,6 +185,23 @@ fn decode_body(kind: u8, mut body: Body<'_>) -> Result<Mutation, Malformed> {
         [] => Ok(mutation),
         _ => Err(Malformed("a record is longer than its kind")),
     }
+}
+
+fn decode_create(body: &mut Body<'_>) -> Result<Mutation, Malformed> {
+    let (payload, generation) = (body.payload()?, Generation(body.word()?));
+    // The next ones are numbered behind it.
+    if payload.0 >= NUMBER_MAX || generation.0 >= NUMBER_MAX {
+        return Err(Malformed("a creation holds an impossible number"));
+    }
+    let id = match body.take_rest() {
+        [] => None,
+        name => Some(decode_id(name)?),
+    };
+    Ok(Mutation::Create {
+        payload,
+        generation,
+        id,
+    })
 }
 
 /// What is left of a record's body.

@@ -6,17 +6,18 @@
 //! page f..    footer: the sums of all pages before it and a copy of every batch's records
 //! ```
 //!
-//! A batch's head page holds, from the front, its header, its records and the sums of its data pages;
-//! from the back, small writes' bytes. A durable 100-byte write is one page.
+//! A batch's head page holds, from the front, its header, its records and the sums of its data
+//! pages; from the back, small writes' bytes. A durable 100-byte write is one page.
 //!
 //! Invariants:
 //! 1. Nothing here is believed before its checksum, bound to segment and page, has been compared.
-//! 2. Parsing any bytes ends in a value or an error: no panic, no allocation by an unchecked length.
+//! 2. Parsing any bytes ends in a value or an error: no panic, no allocation by an unchecked
+//!    length.
 
 use super::checksum::{Identity, StoreId, crc32c};
 use super::record::{self, Malformed};
 use crate::mutation::Mutation;
-use crate::types::{Epoch, Lsn, PAGE, SegmentId, ShardId};
+use crate::types::{Epoch, Lsn, NUMBER_MAX, PAGE, SegmentId, ShardId};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -106,8 +107,11 @@ impl SegmentHead {
         if raw.version.get() != FORMAT_VERSION {
             return Err(Malformed("a segment is of another version"));
         }
-        if !SegmentId(raw.segment.get()).is_valid() {
-            return Err(Malformed("a segment's number is impossible"));
+        let sane = SegmentId(raw.segment.get()).is_valid()
+            && raw.epoch.get() < NUMBER_MAX
+            && (1..NUMBER_MAX).contains(&raw.first_lsn.get());
+        if !sane {
+            return Err(Malformed("a segment head holds an impossible number"));
         }
         Ok(SegmentHead {
             store: raw.store,
@@ -223,6 +227,10 @@ impl BatchHead {
             records_len: raw.records_len.get(),
             inline_start: raw.inline_start.get(),
         };
+        // What it promises of others is behind it: replay believes no promise of the future.
+        if head.lsn.0 >= NUMBER_MAX || head.committed_through >= head.lsn {
+            return Err(Malformed("a batch head holds an impossible number"));
+        }
         let sums_end = BATCH_HEAD as u64
             + u64::from(head.records_len)
             + u64::from(head.data_pages) * SUM as u64;
@@ -372,8 +380,16 @@ impl Footer {
     ) -> Result<Footer, Malformed> {
         let cut = Malformed("a footer is cut short");
         let len = Footer::announced_len(bytes).ok_or(Malformed("not a footer"))?;
-        let mut bytes = bytes.get(..len).ok_or(cut)?.to_vec();
-        let (mut head, _) = RawFooterHead::read_from_prefix(&bytes).map_err(|_| cut)?;
+        let bytes = bytes.get(..len).ok_or(cut)?;
+        let (mut head, _) = RawFooterHead::read_from_prefix(bytes).map_err(|_| cut)?;
+        // Before the checksum: a segment full of pages that look like footers, as a payload may
+        // hold them, would take the square of its size to read.
+        if head.pages.get() != page_index {
+            return Err(Malformed(
+                "a footer covers other pages than those before it",
+            ));
+        }
+        let mut bytes = bytes.to_vec();
         let sum = head.sum.get();
         head.sum = 0.into();
         bytes[..FOOTER_HEAD].copy_from_slice(head.as_bytes());
@@ -381,11 +397,6 @@ impl Footer {
             return Err(Malformed("a footer fails its checksum"));
         }
         let sums_len = head.pages.get() as usize * SUM;
-        if head.pages.get() != page_index {
-            return Err(Malformed(
-                "a footer covers other pages than those before it",
-            ));
-        }
         let (sums, mut rest) = bytes[FOOTER_HEAD..].split_at_checked(sums_len).ok_or(cut)?;
         let mut batches = Vec::new();
         while !rest.is_empty() {
@@ -400,10 +411,18 @@ impl Footer {
             });
             rest = after;
         }
+        let committed_through = head.committed_through.get();
+        if batches.len() as u64 != u64::from(head.batches.get()) || committed_through >= NUMBER_MAX
+        {
+            return Err(Malformed("a footer holds an impossible number"));
+        }
         Ok(Footer {
             sums: sums_from_bytes(sums),
             batches,
-            committed_through: Lsn(head.committed_through.get()),
+            committed_through: Lsn(committed_through),
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! 1. A location given by `place` is final, from before the byte is durable until it is cleaned.
-//! 2. Batches have consecutive numbers over all segments, and each carries its predecessor's checksum.
+//! 2. Batches have consecutive numbers over all segments, and each carries its predecessor's
+//!    checksum.
 //! 3. A segment always has room left for its footer.
 //! 4. What is recorded between `fit` and the next `close` is in one batch, hence atomic.
 
@@ -287,9 +288,8 @@ impl Log {
         let open = self.open.as_ref().filter(|open| open.id == at.segment())?;
         let batch = open.batch.as_ref()?;
         let start = (at.offset() as usize).checked_sub(batch.first_page as usize * PAGE)?;
-        Some(Bytes::copy_from_slice(
-            &batch.buf[start..start + len as usize],
-        ))
+        let bytes = batch.buf.get(start..start + len as usize)?;
+        Some(Bytes::copy_from_slice(bytes))
     }
 
     /// Closes the open batch and says what to write; `None` if there is none.

@@ -1,9 +1,9 @@
 //! Live bytes per segment, counted extent by extent as tree nodes come and go.
 //!
 //! Invariants:
-//! 1. A segment's count is the sum over the extents of all distinct nodes. Two nodes that refer to the
-//!    same bytes, as after a clone diverged, count them twice, so a count is an upper bound of the live
-//!    bytes, and zero exactly when nothing refers to the segment.
+//! 1. A segment's count is the sum over the extents of all distinct nodes. Two nodes that refer to
+//!    the same bytes, as after a clone diverged, count them twice, so a count is an upper bound of
+//!    the live bytes, and zero exactly when nothing refers to the segment.
 //! 2. Counts never go below zero; that would be a defect of the tree.
 
 use super::extent::{Mapped, Zeroed};

@@ -477,7 +477,8 @@ impl Map {
         self.relocated.clear();
     }
 
-    /// Substitutes relocated places in a part of the map; returns where to go on, `None` at the end.
+    /// Substitutes relocated places in a part of the map; returns where to go on, `None` at the
+    /// end.
     ///
     /// The substitution changes no content, so nodes are changed in place and clones stay shared.
     pub(crate) fn settle_step(
@@ -508,8 +509,8 @@ impl Map {
         None
     }
 
-    /// Visits the extents of a part of the map, those of shared nodes once per pass; returns where to
-    /// go on, `None` at the end.
+    /// Visits the extents of a part of the map, those of shared nodes once per pass; returns where
+    /// to go on, `None` at the end.
     pub(crate) fn visit_step(
         &self,
         pass: u64,
@@ -633,8 +634,12 @@ fn substitute(
         if from.segment() < segment || from.offset() + moved <= at.offset() {
             continue;
         }
-        let start = from.offset().max(at.offset());
+        // What comes from disk may have been relocated twice; the first counts.
+        let start = from.offset().max(at.offset() + done);
         let stop = (from.offset() + moved).min(end);
+        if start >= stop {
+            continue;
+        }
         let logical = |offset: u32| mapped.start() + u64::from(offset - at.offset());
         if logical(start) > mapped.start() + u64::from(done) {
             out.push(mapped.slice(mapped.start() + u64::from(done), logical(start)));

@@ -1,9 +1,9 @@
-//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep, the
-//! task that decides when to write one, when to clean, and when to give files back.
+//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep,
+//! the task that decides when to write one, when to clean, and when to give files back.
 //!
 //! Invariants:
-//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers and
-//!    every footer that it relies on is durable.
+//! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers
+//!    and every footer that it relies on is durable.
 //! 2. The two newest checkpoints are kept, and no segment that either needs is freed.
 //! 3. Checkpoints cost at most a twentieth of what the log costs: one is due when twenty times the
 //!    bytes of the last have been logged since.
@@ -17,7 +17,7 @@ use crate::map::Payload;
 use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
 use crate::marks::{mark, planted};
-use crate::types::{Lsn, PAGE, PayloadNo, SegmentId};
+use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
@@ -59,11 +59,12 @@ pub(super) fn checkpoint_name(sequence: u64) -> String {
 pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("checkpoint-")?;
     let sequence = u64::from_str_radix(digits, 16).ok()?;
-    (checkpoint_name(sequence) == name).then_some(sequence)
+    (checkpoint_name(sequence) == name && sequence < NUMBER_MAX).then_some(sequence)
 }
 
 impl Upkeep {
-    /// As found at opening: checkpoints by number with their bytes, and what the newest good one covers.
+    /// As found at opening: checkpoints by number with their bytes, and what the newest good one
+    /// covers.
     pub(super) fn found(mut kept: Vec<(u64, u64)>, covered: Option<Lsn>) -> Upkeep {
         kept.sort_unstable();
         let next_sequence = kept.last().map_or(1, |(sequence, _)| sequence + 1);
@@ -139,8 +140,8 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn keep_up(&self) -> Result<()> {
-        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move to.
-        // So the former comes first, and no failure of the latter keeps it from its turn.
+        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move
+        // to. So the former comes first, and no failure of the latter keeps it from its turn.
         let checkpointing = {
             let state = self.0.state.borrow();
             state.checkpoint_due() || state.freeing_due()
@@ -187,12 +188,13 @@ impl<D: Driver> Shard<D> {
         {
             result = self.write_checkpoint(&begun).await;
         }
-        let mut state = self.state();
-        begun
-            .payloads
-            .into_iter()
-            .for_each(|(_, payload)| state.map.release(payload));
-        drop(state);
+        {
+            let mut state = self.state();
+            begun
+                .payloads
+                .into_iter()
+                .for_each(|(_, payload)| state.map.release(payload));
+        }
         let (sequence, bytes) = result?;
         self.finish_checkpoint(sequence, bytes, begun.end.next_lsn, &begun.dead)
             .await;

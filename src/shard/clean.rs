@@ -1,12 +1,13 @@
-//! Cleaning: live bytes of half-empty segments are moved to the end of the log, so that the segments
-//! can be used again.
+//! Cleaning: live bytes of half-empty segments are moved to the end of the log, so that the
+//! segments can be used again.
 //!
 //! Victims are chosen by cost and benefit, after "The design and implementation of a log-structured
-//! file system" (Rosenblum and Ousterhout, 1992): free space gained times age, over bytes read and written.
+//! file system" (Rosenblum and Ousterhout, 1992): free space gained times age, over bytes read and
+//! written.
 //!
 //! Invariants:
-//! 1. Moving changes no content: live bytes are copied, made durable, and only then do extents refer to
-//!    the copy. Until a checkpoint has taken note, the old place stays.
+//! 1. Moving changes no content: live bytes are copied, made durable, and only then do extents
+//!    refer to the copy. Until a checkpoint has taken note, the old place stays.
 //! 2. Only sealed segments are moved, and none that an unfinished large write refers to. So nothing
 //!    begins to refer to a victim while it is being moved, except by sharing what is moved already.
 //! 3. A victim is given up only by `Segments`, when nothing refers to it; a walk that missed a
@@ -37,7 +38,8 @@ const MOVED_SEGMENTS_MAX: u64 = 2;
 /// Walks after which references that are still left are left to a later pass.
 const WALKS_MAX: usize = 4;
 
-/// Bytes that are moved at once: a flush that meets them in its batch waits well under 0.1 ms longer.
+/// Bytes that are moved at once: a flush that meets them in its batch waits well under 0.1 ms
+/// longer.
 const MOVE_BYTES_MAX: u32 = 128 << 10;
 
 /// While there is room, the cleaner rests this many times as long as each move took.
@@ -61,7 +63,8 @@ impl State {
 }
 
 impl<D: Driver> Shard<D> {
-    /// Whether so much of the held segments is garbage, or so little room is left, that moving pays.
+    /// Whether so much of the held segments is garbage, or so little room is left, that moving
+    /// pays.
     ///
     /// At rest the store promises 1.5 times the live bytes and two segments; cleaning begins below
     /// that, at 1.3 times.
@@ -80,8 +83,8 @@ impl<D: Driver> Shard<D> {
         let slack = held - 2 * state.log.segment_bytes();
         match state.map.shares() {
             false => slack * 10 > state.map.live.total() * 13,
-            // Counts are upper bounds while clones share; what was lost since tells that it is worth
-            // a look.
+            // Counts are upper bounds while clones share; what was lost since tells that it is
+            // worth a look.
             true => {
                 let lost = state.map.live.lost() - state.upkeep.lost_then;
                 slack * 10 > state.map.live.total() * 13 || lost > held / 8
@@ -112,8 +115,8 @@ impl<D: Driver> Shard<D> {
         mark("cleaning");
         let ranges = self.collect(&victims).await;
         let moved = self.move_ranges(&ranges).await;
-        // What was moved is used even if not everything could be; extents may refer to a copy that is
-        // not durable, since no checkpoint is begun before it is.
+        // What was moved is used even if not everything could be; extents may refer to a copy that
+        // is not durable, since no checkpoint is begun before it is.
         let settled = self.settle(&victims).await;
         let lost = self.0.state.borrow().map.live.lost();
         self.state().upkeep.lost_then = lost;

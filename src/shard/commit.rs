@@ -1,11 +1,12 @@
 //! Group commit: closed batches go to the device, and the durable prefix of the log grows.
 //!
 //! One task decides; it runs after whatever was ready, so that what arrived together is committed
-//! together. While a durable write is under way, new records gather in the open batch and go with the
-//! next: the device's latency is the clock.
+//! together. While a durable write is under way, new records gather in the open batch and go with
+//! the next: the device's latency is the clock.
 //!
 //! Invariants:
-//! 1. A flush is answered when the durable prefix covers it, or with the error that poisoned the shard.
+//! 1. A flush is answered when the durable prefix covers it, or with the error that poisoned the
+//!    shard.
 //! 2. A sync covers the batches whose writes had completed before it was submitted, nothing else.
 //! 3. After a failed write or sync nothing more is written and nothing more becomes durable.
 
@@ -29,7 +30,8 @@ const WRITING_BYTES_MAX: usize = 4 << 20;
 /// Written bytes that are synced without being asked: the dirty memory they hold is needed again.
 const UNSYNCED_BYTES_MAX: usize = 8 << 20;
 
-/// Shortest time after which recorded bytes are appended unasked: below it the timer would only spin.
+/// Shortest time after which recorded bytes are appended unasked: below it the timer would only
+/// spin.
 const FLUSH_AFTER_MIN: Duration = Duration::from_millis(1);
 
 /// Quiet for this long is rest: time to give back what is not needed.

@@ -6,6 +6,7 @@
 use super::Params;
 use crate::io::{Driver, OpenMode};
 use crate::marks::mark;
+use crate::types::NUMBER_MAX;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -22,7 +23,7 @@ pub(super) fn segment_name(file: u64) -> String {
 pub(super) fn parse_segment_name(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("seg-")?;
     let number = u64::from_str_radix(digits, 16).ok()?;
-    (segment_name(number) == name).then_some(number)
+    (segment_name(number) == name && number < NUMBER_MAX).then_some(number)
 }
 
 /// Opens files, and keeps some of them open.

@@ -1,14 +1,16 @@
 //! The mailbox: requests from any thread to one shard, bounded, with one wake-up for many requests.
 //!
 //! Invariants:
-//! 1. At most `capacity` requests wait; a sender that finds it full waits, in its own future, for the
-//!    next drain. A request enters whole or not at all, so dropping a sender is safe at any point.
+//! 1. At most `capacity` requests wait; a sender that finds it full waits, in its own future, for
+//!    the next drain. A request enters whole or not at all, so dropping a sender is safe at any
+//!    point.
 //! 2. A request that was accepted is drained, or dropped with the mailbox's end, which answers it.
 //! 3. The shard takes everything with one lock per pass; it is woken only when it was waiting.
 //! 4. When the last sender is gone, the shard is told, after what was sent has been taken.
 //!
-//! A lock, not a lock-free queue: it is held for a few instructions, taken once per pass by the shard,
-//! and one lock covers queue, waker and waiting senders, so that no wake-up can fall between them.
+//! A lock, not a lock-free queue: it is held for a few instructions, taken once per pass by the
+//! shard, and one lock covers queue, waker and waiting senders, so that no wake-up can fall between
+//! them.
 
 use crate::sync::{Arc, Mutex};
 use std::collections::VecDeque;
@@ -119,7 +121,10 @@ impl<T> Receiver<T> {
                 if state.senders == 0 {
                     return Poll::Ready(false);
                 }
-                state.receiver.replace(context.waker().clone());
+                let before = state.receiver.replace(context.waker().clone());
+                // It may be the last of its task, whose end may lead back here.
+                drop(state);
+                drop(before);
                 return Poll::Pending;
             }
             if batch.is_empty() {
@@ -147,3 +152,6 @@ impl<T> Drop for Receiver<T> {
         waiting.into_iter().for_each(Waker::wake);
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

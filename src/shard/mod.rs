@@ -6,8 +6,8 @@
 //! Invariants:
 //! 1. A mutation is placed in the log and applied to the map in one step, without an await between.
 //! 2. A shard executes an operation on a payload only while `routes` says that it is the owner.
-//! 3. Requests that are being worked on are bounded, writes and others apart; beyond that the mailbox
-//!    fills and callers wait.
+//! 3. Requests that are being worked on are bounded, writes and others apart; beyond that the
+//!    mailbox fills and callers wait.
 
 pub(crate) mod mailbox;
 pub(crate) mod request;
@@ -24,6 +24,7 @@ mod replay;
 mod signal;
 mod space;
 mod tail;
+mod takeover;
 mod verify;
 mod write;
 
@@ -54,8 +55,8 @@ pub(crate) use recover::Claim;
 pub(crate) use recover::load_checkpoint;
 pub(crate) use request::{Answer, Control, Routes};
 
-/// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a device
-/// busy many times over; small enough that a burst is pushed back to its callers.
+/// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a
+/// device busy many times over; small enough that a burst is pushed back to its callers.
 pub(crate) const REQUESTS_MAX: usize = 1024;
 
 /// Pauses of the loop longer than this are counted as stalls.
@@ -122,7 +123,8 @@ struct State {
     moving: BTreeSet<PayloadId>,
     /// Payloads that changes are under way on, and how many; a move waits for them.
     changing: BTreeMap<PayloadId, usize>,
-    /// With several shards: payloads that were deleted here, and in which batch, until it is durable.
+    /// With several shards: payloads that were deleted here, and in which batch, until it is
+    /// durable.
     deleted: BTreeMap<PayloadId, Lsn>,
     closing: bool,
 }
@@ -215,8 +217,8 @@ impl<D: Driver> Shard<D> {
             .for_each(|reply| reply.send(result.clone()));
     }
 
-    /// Serves writes, which a full store holds back: everything else has to go on meanwhile, above all
-    /// the deletions that make room.
+    /// Serves writes, which a full store holds back: everything else has to go on meanwhile, above
+    /// all the deletions that make room.
     async fn serve_writes(self, mut mailbox: Receiver<Request>) {
         let mut batch = VecDeque::new();
         loop {

@@ -1,8 +1,8 @@
 //! Reads: a plan from the map, then bytes from memory and from the device, checked.
 //!
 //! Invariants:
-//! 1. The plan is made in one step, so a read sees one state of the map. Bytes in memory are taken in
-//!    that step; segments to be read are held, so that their files are not used again meanwhile.
+//! 1. The plan is made in one step, so a read sees one state of the map. Bytes in memory are taken
+//!    in that step; segments to be read are held, so that their files are not used again meanwhile.
 //! 2. Every page from the device is compared with its sum before a byte of it is handed out.
 
 use super::request::{Layer, LayerPart, zeros};
@@ -10,7 +10,7 @@ use super::{Shard, State, pages_of};
 use crate::chunks::Chunks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile};
-use crate::log::segment::Footer;
+use crate::log::segment::{BatchHead, Footer};
 use crate::map::{Found, Map};
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
@@ -26,7 +26,8 @@ const DEVICE_READ_MAX: u32 = 1 << 20;
 /// Device reads of one request in flight at once.
 const READS_MAX: usize = 64;
 
-/// Longest footer that is believed: what describes the largest segment, filled with the smallest batches.
+/// Longest footer that is believed: what describes the largest segment, filled with the smallest
+/// batches.
 const FOOTER_BYTES_MAX: usize = 512 << 20;
 
 /// Where a part of a read comes from.
@@ -233,13 +234,42 @@ impl<D: Driver> Shard<D> {
         if let Some(sums) = held.sums() {
             return Ok(sums);
         }
-        let footer = self.read_footer(held).await?;
-        let sums: Rc<[u32]> = footer.sums.into();
+        let sums: Rc<[u32]> = match self.read_footer(held).await {
+            Ok(footer) => footer.sums.into(),
+            Err(error) => {
+                tracing::warn!(segment = held.id.0, %error, "a bad footer, its batches are read");
+                self.sums_of_batches(held).await?.into()
+            }
+        };
         self.0
             .state
             .borrow_mut()
             .segments
             .keep_sums(held, sums.clone());
+        Ok(sums)
+    }
+
+    /// The sums of a sealed segment whose footer is bad, from the heads of its batches.
+    ///
+    /// Pages of a batch whose head is bad, too, are left without a sum, and fail when they are
+    /// read.
+    async fn sums_of_batches(&self, held: &Held) -> Result<Vec<u32>> {
+        mark("sums taken from batches");
+        self.0.state.borrow_mut().stats.checksum_failures += 1;
+        let pages = held.pages.get() as usize;
+        let mut sums = vec![0; 1];
+        while sums.len() < pages {
+            let index = sums.len() as u32;
+            let page = self.read_pages(held, index, 1).await?;
+            match BatchHead::parse(held.identity, index, &page) {
+                Ok((head, _)) => {
+                    sums.push(held.identity.sum(index, &page));
+                    sums.extend(head.data_sums(&page));
+                }
+                Err(_) => sums.push(0),
+            }
+        }
+        sums.truncate(pages);
         Ok(sums)
     }
 

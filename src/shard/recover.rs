@@ -1,12 +1,13 @@
 //! Opening a shard: checkpoint, then the log's tail, then a new segment behind it.
 //!
-//! The newest good checkpoint gives the map; `replay` applies what was logged since. Then relocations
-//! are settled, and what large writes had gathered without finishing is dropped.
+//! The newest good checkpoint gives the map; `replay` applies what was logged since. Then
+//! relocations are settled, and what large writes had gathered without finishing is dropped.
 //!
 //! Invariants:
 //! 1. Opening reads the checkpoint and the tail, whatever the store holds besides.
 //! 2. Nothing is appended behind a tear: the log goes on in a new segment.
-//! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded allocation.
+//! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded
+//!    allocation.
 
 use super::checkpoint::{Upkeep, parse_checkpoint_name};
 use super::files::Files;
@@ -27,16 +28,18 @@ use crate::marks::mark;
 use crate::payload_id::PayloadId;
 use crate::residency::{Held, Segments};
 use crate::stats::{Latencies, Stats};
-use crate::types::{Generation, Lsn, PAGE, SegmentId};
+use crate::types::{Generation, Lsn, NUMBER_MAX, PAGE, PAYLOAD_BYTES_MAX, SegmentId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as _;
 use std::io;
 use std::rc::Rc;
 
-/// Largest batch in pages: 1 MiB of data and a head. Larger ones gain no speed, and make small flushes
-/// wait longer behind them.
+/// Largest batch in pages: 1 MiB of data and a head. Larger ones gain no speed, and make small
+/// flushes wait longer behind them.
 const BATCH_PAGES_MAX: u32 = 257;
+
+/// Bad checkpoints count only below this, so that a stray name cannot use the numbers up.
+const STRAY_MAX: u64 = NUMBER_MAX / 2;
 
 /// A payload that lives on another shard than its name's home.
 #[derive(Clone, Debug)]
@@ -210,27 +213,23 @@ impl<D: Driver> Recovery<'_, D> {
             .collect();
         found.sort_unstable();
         let mut bad = 0;
-        let mut unreadable = None;
         for &(sequence, len) in found.iter().rev() {
             match self.load_checkpoint(sequence, len).await {
                 Ok(mut recovered) => {
+                    found.retain(|&(number, _)| number < STRAY_MAX || number == sequence);
                     let covered = (bad == 0).then_some(recovered.end.next_lsn);
                     recovered.upkeep = Upkeep::found(found, covered);
                     recovered.stats.checksum_failures += bad;
                     return Ok(recovered);
                 }
                 Err(error) => {
-                    unreadable = unreadable.or(error.source().is_some().then(|| error.clone()));
                     mark("bad checkpoint passed over");
                     tracing::warn!(shard = self.params.shard.0, %error, "a checkpoint is bad");
                     bad += 1;
                 }
             }
         }
-        // What cannot be read now may be good: starting without it would give everything up for free.
-        if let Some(error) = unreadable {
-            return Err(error);
-        }
+        found.retain(|&(number, _)| number < STRAY_MAX);
         let mut recovered = Recovered {
             map: Map::new(),
             segments: Segments::default(),
@@ -333,12 +332,13 @@ impl Loading {
                 next_payload,
                 next_generation,
             } => {
-                if next_lsn == 0 || !segment.is_valid() {
+                let numbers = [next_lsn, next_payload, next_generation];
+                let sane = numbers.iter().all(|number| *number < NUMBER_MAX);
+                if next_lsn == 0 || !sane || !segment.is_valid() {
                     return Err("a checkpoint begins nowhere");
                 }
-                let next_lsn = Lsn(next_lsn);
                 let log_end = LogEnd {
-                    next_lsn,
+                    next_lsn: Lsn(next_lsn),
                     chain,
                     segment,
                     pages,
@@ -352,8 +352,9 @@ impl Loading {
                 file,
                 pages,
             } => {
-                if segments.find(segment).is_some() || pages == 0 || !segment.is_valid() {
-                    return Err("a checkpoint lists a segment twice, or an empty one");
+                let sane = segment.is_valid() && pages > 0 && file < NUMBER_MAX;
+                if segments.find(segment).is_some() || !sane {
+                    return Err("a checkpoint lists a segment twice, or an impossible one");
                 }
                 let identity = Identity::new(&params.store, params.shard, segment, epoch);
                 let held = segments.hold(Held::new(segment, epoch, file, identity));
@@ -362,16 +363,12 @@ impl Loading {
                 Ok(())
             }
             Item::ExtentLeaf(entries) => {
-                let entry = |(start, len, at)| Mapped::checked(start, len, at);
-                let entries: Option<Vec<Mapped>> = entries.into_iter().map(entry).collect();
-                let entries = entries.ok_or("a checkpoint holds an impossible extent")?;
+                let entries = checked(entries, |(start, len, at)| Mapped::checked(start, len, at))?;
                 extents.push(NodeRef::Leaf(&entries), &mut map.live)
             }
             Item::ExtentInner(children) => extents.push(NodeRef::Inner(&children), &mut map.live),
             Item::ZeroedLeaf(entries) => {
-                let entry = |(start, end)| Zeroed::checked(start, end);
-                let entries: Option<Vec<Zeroed>> = entries.into_iter().map(entry).collect();
-                let entries = entries.ok_or("a checkpoint holds an impossible range")?;
+                let entries = checked(entries, |(start, end)| Zeroed::checked(start, end))?;
                 zeroed.push(NodeRef::Leaf(&entries), &mut map.live)
             }
             Item::ZeroedInner(children) => zeroed.push(NodeRef::Inner(&children), &mut map.live),
@@ -394,6 +391,10 @@ impl Loading {
                     changed: Lsn(0),
                     blocks: Cell::new(None),
                 };
+                if payload.0 >= NUMBER_MAX || !is_sane(&payload_value) {
+                    map.release(payload_value);
+                    return Err("a checkpoint holds an impossible payload");
+                }
                 map.restore(payload, payload_value)
                     .map_err(|_| "a checkpoint holds a payload twice")
             }
@@ -405,6 +406,14 @@ impl Loading {
             self.give_up();
             return Err("a checkpoint has no beginning");
         };
+        // The log goes on behind all of them, and writes to no file that holds one.
+        let known = self.segments.iter().map(|held| held.file);
+        let known: BTreeSet<u64> = known.collect();
+        let last = self.segments.iter().next_back().map(|held| held.id);
+        if known.len() < self.segments.len() || last > Some(end.segment) {
+            self.give_up();
+            return Err("a checkpoint lists a file twice, or a segment that is yet to come");
+        }
         self.extents.finish(&mut self.map.live);
         self.zeroed.finish(&mut self.map.live);
         self.map.reserve_numbers(next_payload);
@@ -432,11 +441,26 @@ impl Loading {
     }
 }
 
+/// Entries as they stand in a checkpoint, if every one is possible.
+fn checked<T, E>(
+    entries: Vec<T>,
+    check: impl Fn(T) -> Option<E>,
+) -> std::result::Result<Vec<E>, &'static str> {
+    let entries: Option<Vec<E>> = entries.into_iter().map(check).collect();
+    entries.ok_or("a checkpoint holds an impossible range")
+}
+
+/// Whether a payload of a checkpoint is one that the map could have had.
+fn is_sane(payload: &Payload) -> bool {
+    let past = payload.extents.range(payload.size, u64::MAX).next();
+    past.is_none() && payload.size <= PAYLOAD_BYTES_MAX && payload.generation.0 < NUMBER_MAX
+}
+
 /// Loads items as they stand in a checkpoint, goes over all that they make, and lets it go again.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn load_checkpoint(items: Vec<Item>, params: &Params) {
     use crate::mutation::Mutation;
-    use crate::types::{Location, PAYLOAD_BYTES_MAX, PayloadNo};
+    use crate::types::{Location, PayloadNo};
     let mut loading = Loading::new();
     for item in items {
         if loading.take(item, params).is_err() {

@@ -1,23 +1,23 @@
 //! Replay: what the segments behind the checkpoint hold, and where the log ends.
 //!
-//! A sealed segment's footer has a copy of its records, so a long tail is replayed without reading its
-//! data. A footer proves nothing about the batches before it, which the device may have taken in any
-//! order; what proves them is `committed_through` of something later. Where a batch is bad, the same
-//! question decides: if it was promised to be durable this is corruption, its records are taken from the
-//! footer if that is good, else counted as lost, and replay goes on behind it. If not, it is a torn
-//! tail: the log ends before it, and goes on in a new segment, whose head says so.
+//! A sealed segment's footer has a copy of its records, so a long tail is replayed without reading
+//! its data. A footer proves nothing about the batches before it, which the device may have taken
+//! in any order; what proves them is `committed_through` of something later. Where a batch is bad,
+//! the same question decides: if it was promised to be durable this is corruption, its records are
+//! taken from the footer if that is good, else counted as lost, and replay goes on behind it. If
+//! not, it is a torn tail: the log ends before it, and goes on in a new segment, whose head says
+//! so.
 //!
 //! Invariants:
 //! 1. A batch is applied only if it is whole, or proven to have been durable.
 //! 2. Batches are applied in the order of their numbers, each once.
-//! 3. Whatever is taken over is durable before the shard is opened: a process that was killed leaves
-//!    writes behind that can be read, and yet be lost with the power.
+//! 3. Whatever is taken over is durable before the shard is opened: a process that was killed
+//!    leaves writes behind that can be read, and yet be lost with the power.
 
 use super::files::{parse_segment_name, segment_name};
 use super::recover::{Recovered, Recovery};
-use crate::buf::AlignedBuf;
 use crate::error::{Error, Result};
-use crate::io::{DirEntry, Driver, DriverFile, Durability, OpenMode};
+use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
 use crate::log::checksum::Identity;
 use crate::log::segment::{BatchHead, Footer, FooterBatch, SegmentHead, mutations};
 use crate::log::writer::footer_bytes;
@@ -25,9 +25,7 @@ use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::residency::{Held, Segments};
 use crate::types::{Lsn, PAGE, SegmentId, page_ceil};
-use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
 /// A segment file that may hold a part of the tail.
 pub(super) struct Candidate {
@@ -104,8 +102,9 @@ impl<D: Driver> Recovery<'_, D> {
 
     /// Forgets segments that nothing refers to and whose files are gone or hold others by now.
     ///
-    /// A checkpoint lists all segments that were held when it was begun. Those that were dead then may
-    /// have been freed since, by that very checkpoint, and their files removed, or used for the tail.
+    /// A checkpoint lists all segments that were held when it was begun. Those that were dead then
+    /// may have been freed since, by that very checkpoint, and their files removed, or used for the
+    /// tail.
     async fn forget_reused(&self, recovered: &mut Recovered) {
         let live = &recovered.map.live;
         let dead = recovered
@@ -178,8 +177,8 @@ impl<D: Driver> Recovery<'_, D> {
         Ok(())
     }
 
-    /// The latest batch that anything in these segments says to have been durable. Reads footers, and
-    /// whole segments where there is none: the last one, as a rule.
+    /// The latest batch that anything in these segments says to have been durable. Reads footers,
+    /// and whole segments where there is none: the last one, as a rule.
     async fn find_proof(&self, candidates: &mut Candidates) -> Result<Lsn> {
         let ends: BTreeMap<SegmentId, u32> = candidates
             .values()
@@ -333,7 +332,7 @@ impl<D: Driver> Recovery<'_, D> {
     fn step_over(&self, bad: &Bad<'_>, scan: &mut Scan, recovered: &mut Recovered) -> (Lsn, u32) {
         mark("hole ruled corruption");
         recovered.stats.checksum_failures += 1;
-        if let Some((batch, until)) = scan.from_copy(bad.next) {
+        if let Some((batch, until)) = scan.copied_batch(bad.next) {
             mark("records taken from a footer");
             self.apply(&batch.records, bad.next, batch.sum, recovered);
             scan.fill(until.min(bad.limit));
@@ -388,7 +387,8 @@ impl<D: Driver> Recovery<'_, D> {
         (recovered.end.next_lsn, recovered.end.chain) = (lsn.next(), sum);
     }
 
-    /// Takes a segment into the table, durable and with a footer, so that it can be read from now on.
+    /// Takes a segment into the table, durable and with a footer, so that it can be read from now
+    /// on.
     async fn adopt(
         &self,
         head: &SegmentHead,
@@ -431,106 +431,7 @@ impl<D: Driver> Recovery<'_, D> {
         recovered.segments.keep_sums(&held, footer.sums.into());
         Ok(())
     }
-
-    /// Makes a segment durable where it is, with a footer if it has none yet.
-    async fn persist(&self, file: u64, offset: u64, footer: Option<Bytes>) -> Result<()> {
-        let path = self.params.path(&segment_name(file));
-        let persist = async {
-            let file = self.driver.open(&path, OpenMode::Existing).await?;
-            if let Some(footer) = footer {
-                file.write(offset, footer, Durability::Visible).await?;
-            }
-            file.sync().await
-        };
-        persist.await.map_err(|error| self.failed("sealed", error))
-    }
-
-    /// Writes a segment that ends in batches that nothing proves to be durable to a new file.
-    ///
-    /// A sync would not do: an earlier process may have had one fail, and then a later one that
-    /// succeeds says nothing about these bytes. Nor would writing them again where they are: some may
-    /// have been promised, and a crash can destroy what is being written. `None`: there is no space.
-    async fn copy_out(
-        &self,
-        from: u64,
-        pages: u32,
-        footer: &Bytes,
-        recovered: &mut Recovered,
-    ) -> Result<Option<u64>> {
-        let bytes = self.read_segment(from).await?.freeze();
-        let number = recovered.segments.new_file();
-        let path = self.params.path(&segment_name(number));
-        let end = pages as usize * PAGE;
-        let copy = async {
-            let file = self.driver.open(&path, OpenMode::CreateNew).await?;
-            file.allocate(self.params.segment_bytes()).await?;
-            for offset in (PAGE..end).step_by(READ_BYTES) {
-                let piece = bytes.slice(offset..end.min(offset + READ_BYTES));
-                file.write(offset as u64, piece, Durability::Visible)
-                    .await?;
-            }
-            file.write(end as u64, footer.clone(), Durability::Visible)
-                .await?;
-            file.sync().await?;
-            self.driver.sync_dir(&self.params.dir()).await?;
-            // The head comes last: until it is there, the file counts for nothing.
-            let head = bytes.slice(..PAGE);
-            file.write(0, head, Durability::Synced).await
-        };
-        match copy.await {
-            Ok(()) => {
-                mark("unproven batches written again");
-                Ok(Some(number))
-            }
-            Err(error) => {
-                // The next opening calls it free if it cannot be removed.
-                let _ = self.driver.unlink(&path).await;
-                match error.kind() {
-                    io::ErrorKind::StorageFull => Ok(None),
-                    _ => Err(self.failed("sealed", error)),
-                }
-            }
-        }
-    }
-
-    async fn read_segment(&self, file: u64) -> Result<AlignedBuf> {
-        let name = super::files::segment_name(file);
-        let open = self
-            .driver
-            .open(&self.params.path(&name), OpenMode::Existing)
-            .await;
-        let handle = open.map_err(|error| self.failed("read", error))?;
-        let bytes = self.params.segment_bytes() as usize;
-        let mut whole = self.driver.pool().take(bytes);
-        let mut offset = 0;
-        while offset < bytes {
-            let len = (bytes - offset).min(READ_BYTES);
-            let buf = self.driver.pool().take(len);
-            match handle.read(offset as u64, buf).await {
-                Ok(buf) => whole[offset..offset + len].copy_from_slice(&buf),
-                // Unreadable sectors are judged like wrong ones: by whether they were committed.
-                Err(_) => {
-                    self.read_pages(&handle, offset, &mut whole[offset..offset + len])
-                        .await
-                }
-            }
-            offset += len;
-        }
-        Ok(whole)
-    }
-
-    async fn read_pages(&self, handle: &D::File, offset: usize, out: &mut [u8]) {
-        for (index, page) in out.chunks_exact_mut(PAGE).enumerate() {
-            let at = (offset + index * PAGE) as u64;
-            match handle.read(at, self.driver.pool().take(PAGE)).await {
-                Ok(buf) => page.copy_from_slice(&buf),
-                Err(_) => page.fill(0),
-            }
-        }
-    }
 }
-/// Bytes of a segment that are read at once.
-const READ_BYTES: usize = 1 << 20;
 
 /// Of segments that an earlier recovery gave up, none counts once the log has gone on without them:
 /// along the log epochs never fall.
@@ -573,7 +474,7 @@ impl Scan {
     }
 
     /// A batch as the sealed segment's footer has it, and the page behind it.
-    fn from_copy(&self, lsn: Lsn) -> Option<(FooterBatch, u32)> {
+    fn copied_batch(&self, lsn: Lsn) -> Option<(FooterBatch, u32)> {
         let copy = self.copy.as_ref()?;
         let index = copy.batches.iter().position(|batch| batch.lsn == lsn)?;
         let next = copy.batches.get(index + 1).map(|batch| batch.page);

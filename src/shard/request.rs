@@ -112,11 +112,11 @@ pub(crate) enum Work {
     Close(Reply<Result<()>>),
 }
 
-/// What shards ask of each other, and the opening asks of them. Nothing of it waits for another shard,
-/// so it cannot deadlock; it has a mailbox of its own, so that it is never behind what does.
+/// What shards ask of each other, and the opening asks of them. Nothing of it waits for another
+/// shard, so it cannot deadlock; it has a mailbox of its own, so that it is never behind what does.
 pub(crate) enum Control {
-    /// First step of a move: from the answer on, operations on the payload wait. Says whether anything
-    /// of it is on this shard's disk.
+    /// First step of a move: from the answer on, operations on the payload wait. Says whether
+    /// anything of it is on this shard's disk.
     Hold { id: PayloadId, reply: Answers<bool> },
     /// Last step: what became of the move.
     Release {

@@ -1,8 +1,8 @@
 //! The completion slot: one answer from a shard to a caller on any thread.
 //!
 //! Invariants:
-//! 1. A [`Pending`] resolves exactly once: with the value sent, or with `None` when the [`Reply`] was
-//!    dropped unanswered.
+//! 1. A [`Pending`] resolves exactly once: with the value sent, or with `None` when the [`Reply`]
+//!    was dropped unanswered.
 //! 2. Either side may be dropped at any moment, on any thread; the value is dropped with the last.
 //!
 //! The lock is held for a few instructions and never while anything is woken or dropped.
@@ -58,10 +58,14 @@ impl<T> Future for Pending<T> {
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        // Cloned before and dropped after: a waker is somebody else's code.
+        let waker = context.waker().clone();
         let mut state = self.0.lock();
         match &mut *state {
-            State::Waiting(waker) => {
-                waker.replace(context.waker().clone());
+            State::Waiting(waiting) => {
+                let before = waiting.replace(waker);
+                drop(state);
+                drop(before);
                 Poll::Pending
             }
             _ => match std::mem::replace(&mut *state, State::Over) {
@@ -71,3 +75,6 @@ impl<T> Future for Pending<T> {
         }
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

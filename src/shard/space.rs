@@ -1,12 +1,13 @@
 //! Room in the log: batches, segments and their files, and what happens when there is none.
 //!
-//! Whoever records something asks for room first, and waits for it: for memory, for the device, for a
-//! segment file. Payload data waits in line; deletes, truncates and the cleaner's own writes do not,
-//! and may use the last file, so that a full store can always be emptied.
+//! Whoever records something asks for room first, and waits for it: for memory, for the device, for
+//! a segment file. Payload data waits in line; deletes, truncates and the cleaner's own writes do
+//! not, and may use the last file, so that a full store can always be emptied.
 //!
 //! Invariants:
 //! 1. Nothing is placed before there is room for all of it.
-//! 2. A write fails with `Full` only when no room came for `stall_timeout`, and has then changed nothing.
+//! 2. A write fails with `Full` only when no room came for `stall_timeout`, and has then changed
+//!    nothing.
 //! 3. Of the files that the limit allows, payload data leaves the last one to deletes and cleaning.
 
 use super::{Shard, State, within};
@@ -113,8 +114,9 @@ impl Space {
 impl<D: Driver> Shard<D> {
     /// Records mutations and the bytes they refer to, in one batch, and applies them.
     ///
-    /// `plan` is asked when there is room for `records_len` bytes of records and for `data`, and told
-    /// where the data is; what it answers is recorded and applied before anything else happens.
+    /// `plan` is asked when there is room for `records_len` bytes of records and for `data`, and
+    /// told where the data is; what it answers is recorded and applied before anything else
+    /// happens.
     pub(super) async fn record<T>(
         &self,
         purpose: Purpose,
@@ -420,9 +422,9 @@ impl<D: Driver> Shard<D> {
         });
     }
 
-    /// A file for the next segment: one that is free, or a new one. Payload data leaves one free file
-    /// as a reserve, and has it made if there is none: on a full file system, deletes, the cleaner and
-    /// checkpoints live on it.
+    /// A file for the next segment: one that is free, or a new one. Payload data leaves one free
+    /// file as a reserve, and has it made if there is none: on a full file system, deletes, the
+    /// cleaner and checkpoints live on it.
     async fn make_spare(&self, purpose: Purpose) -> io::Result<u64> {
         let reserved = usize::from(purpose == Purpose::Data);
         loop {
@@ -475,8 +477,8 @@ impl<D: Driver> Shard<D> {
             space.synced_bytes > space.other_bytes
         };
         if commits {
-            // A durable write into a fallocated extent changes the file's metadata, too: about twenty
-            // times the cost of one into a written extent. Commits pay that once, here.
+            // A durable write into a fallocated extent changes the file's metadata, too: about
+            // twenty times the cost of one into a written extent. Commits pay that once, here.
             self.zero(&file, bytes).await?;
         }
         file.sync().await?;

@@ -1,10 +1,11 @@
-//! Everything that changes a payload: write, punch, truncate, delete, copy, and moves between shards.
+//! Everything that changes a payload: write, punch, truncate, delete, copy, and moves between
+//! shards.
 //!
 //! Invariants:
-//! 1. An operation is one batch's worth of mutations, decided and applied in one step: whole or not at
-//!    all, in memory and after a crash.
-//! 2. A write too large for a batch gathers its parts in a nameless payload, at the offsets they will
-//!    have, and becomes visible by one splice.
+//! 1. An operation is one batch's worth of mutations, decided and applied in one step: whole or not
+//!    at all, in memory and after a crash.
+//! 2. A write too large for a batch gathers its parts in a nameless payload, at the offsets they
+//!    will have, and becomes visible by one splice.
 //! 3. A copy onto a payload of another shard makes the new one durable before the old one goes; in
 //!    between the higher generation wins.
 
@@ -134,8 +135,8 @@ impl<D: Driver> Shard<D> {
         if self.0.params.routes.home(id) != self.0.params.shard {
             let (shard, id) = (self.clone(), id.clone());
             self.0.driver.spawn(async move {
-                // Only when the deletion is durable may the name go home: recreated there and deleted
-                // durably, it must not find this older payload alive after a crash.
+                // Only when the deletion is durable may the name go home: recreated there and
+                // deleted durably, it must not find this older payload alive after a crash.
                 if shard.durable(lsn).await.is_ok() {
                     shard.send_home(&id);
                 }
@@ -155,8 +156,8 @@ impl<D: Driver> Shard<D> {
 
     /// Copies a payload of this shard.
     ///
-    /// The source is not kept from moving meanwhile: two copies in opposite directions would wait for
-    /// each other. A source that has moved by the time of the copy is looked for where it is.
+    /// The source is not kept from moving meanwhile: two copies in opposite directions would wait
+    /// for each other. A source that has moved by the time of the copy is looked for where it is.
     pub(super) async fn copy(&self, source: &PayloadId, target: &PayloadId) -> Result<Answer<u64>> {
         loop {
             let settled = || (!self.0.state.borrow().moving.contains(source)).then_some(());
@@ -206,8 +207,8 @@ impl<D: Driver> Shard<D> {
         .await
     }
 
-    /// Makes the copy here and takes its name over from the shard that has it. `None`: that shard does
-    /// not have it any more; look again.
+    /// Makes the copy here and takes its name over from the shard that has it. `None`: that shard
+    /// does not have it any more; look again.
     async fn copy_from_elsewhere(
         &self,
         source: &PayloadId,
@@ -232,7 +233,8 @@ impl<D: Driver> Shard<D> {
             Err(error) => Err(error),
         };
         if let Err(error) = result {
-            // A copy that may be on the disk must not win over what is written to the old one later.
+            // A copy that may be on the disk must not win over what is written to the old one
+            // later.
             let undone = made.is_err() || self.disown(std::slice::from_ref(target)).await.is_ok();
             self.end_move(from, target, Move::GivenUp { outrank: !undone })
                 .await?;
@@ -280,8 +282,8 @@ impl<D: Driver> Shard<D> {
         Ok(Answer::Done(deleted || state.map.find(id).is_some()))
     }
 
-    /// Ends a move. If it was made, the old payload goes, durably, before the route changes; if that
-    /// fails operations go on waiting, until the other side has given up.
+    /// Ends a move. If it was made, the old payload goes, durably, before the route changes; if
+    /// that fails operations go on waiting, until the other side has given up.
     pub(super) async fn release(&self, id: &PayloadId, end: Move) -> Result<()> {
         let result = match end {
             Move::Done(shard) => {
@@ -374,7 +376,8 @@ impl<D: Driver> Shard<D> {
         Ok(Some(lsn))
     }
 
-    /// Which of other shards' claims to payloads win over this shard's own. Losers here are deleted.
+    /// Which of other shards' claims to payloads win over this shard's own. Losers here are
+    /// deleted.
     pub(super) async fn settle_claims(&self, claims: &[Claim]) -> Result<Vec<bool>> {
         let mine = |id: &PayloadId| self.0.state.borrow().map.find(id).map(|own| own.generation);
         let won = claims

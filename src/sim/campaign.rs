@@ -1,8 +1,8 @@
 //! Many runs, and what they add up to.
 //!
 //! Invariants:
-//! 1. A campaign of enough seeds fails when a rare path was never taken or a kind of operation never
-//!    succeeded: a generator that has gone blind finds nothing.
+//! 1. A campaign of enough seeds fails when a rare path was never taken or a kind of operation
+//!    never succeeded: a generator that has gone blind finds nothing.
 //!
 //! Deliberately not here: how long to go on, and where to print.
 

@@ -1,7 +1,7 @@
 //! What one payload holds, as the oracle sees it: intervals of tagged bytes.
 //!
-//! Every write has a tag, and the byte at offset `o` of tag `t` is a function of both, never zero. So
-//! a wrong byte names the write that it came from, and a zero names none.
+//! Every write has a tag, and the byte at offset `o` of tag `t` is a function of both, never zero.
+//! So a wrong byte names the write that it came from, and a zero names none.
 //!
 //! Invariants:
 //! 1. Pieces are sorted, disjoint, not empty, and end at or before the size.
@@ -168,15 +168,6 @@ impl Content {
             .iter()
             .flat_map(|piece| [piece.start, piece.end])
             .chain([0, self.size])
-    }
-
-    /// Bytes of data, punched ranges and gaps left out.
-    pub(super) fn data_bytes(&self) -> u64 {
-        let data = self
-            .pieces
-            .iter()
-            .filter(|piece| matches!(piece.kind, Kind::Data(_)));
-        data.map(|piece| piece.end - piece.start).sum()
     }
 }
 

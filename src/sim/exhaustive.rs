@@ -1,8 +1,8 @@
 //! Every small program, with every crash: what random plans might miss is counted out here.
 //!
-//! A program is up to three operations on two payloads. Each is run once to count its I/Os; then, for
-//! each of these I/Os, it is run up to there and the power is cut, once for every subset of what was
-//! pending, if that is six decisions or fewer, else for a few subsets.
+//! A program is up to three operations on two payloads. Each is run once to count its I/Os; then,
+//! for each of these I/Os, it is run up to there and the power is cut, once for every subset of
+//! what was pending, if that is six decisions or fewer, else for a few subsets.
 //!
 //! Invariants:
 //! 1. Every program is run with every crash point; none is left out by chance.

@@ -1,8 +1,8 @@
 //! What embedders see of the universe: a machine with one disk, to run their own code on.
 //!
 //! Invariants:
-//! 1. A machine runs one process at a time; a power cut or a kill ends it and everything it spawned,
-//!    and the next opening is by a new one.
+//! 1. A machine runs one process at a time; a power cut or a kill ends it and everything it
+//!    spawned, and the next opening is by a new one.
 //!
 //! Deliberately not here: what is right; that is the embedder's to say.
 

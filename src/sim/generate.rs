@@ -1,8 +1,8 @@
 //! Plans from a seed, or from any bytes.
 //!
-//! A run does not have everything in it: which faults exist, how often each operation comes, and how
-//! small the store's budgets are is drawn first (a swarm), so that rare combinations get runs of
-//! their own. Then come the steps, at the edges where such engines break.
+//! A run does not have everything in it: which faults exist, how often each operation comes, and
+//! how small the store's budgets are is drawn first (a swarm), so that rare combinations get runs
+//! of their own. Then come the steps, at the edges where such engines break.
 //!
 //! Invariants:
 //! 1. Every seed and every sequence of bytes gives a plan that can run.
@@ -19,7 +19,7 @@ const STEPS_MIN: u64 = 30;
 const STEPS_SPREAD: u64 = 220;
 
 /// Steps of a plan made from bytes at most.
-pub(super) const STEPS_FROM_BYTES_MAX: u64 = 400;
+const STEPS_FROM_BYTES_MAX: u64 = 400;
 
 /// Payload bytes lie below this, but for the far ones.
 const OFFSET_MAX: u64 = 384 << 10;
@@ -67,7 +67,7 @@ impl Entropy<'_> {
 impl Plan {
     /// The plan of a seed.
     pub(super) fn from_seed(seed: u64) -> Plan {
-        let mut entropy = Entropy::Seed(Rng::with_seed(seed ^ 0x5EED_0F_A_91A4));
+        let mut entropy = Entropy::Seed(Rng::with_seed(seed ^ 0x05EE_D0FA_91A4));
         let count = STEPS_MIN + entropy.below(STEPS_SPREAD);
         generate(&mut entropy, seed, count)
     }

@@ -1,8 +1,8 @@
 //! What each payload may be: the set of its possible states, narrowed by everything that is learnt.
 //!
-//! An operation that was issued and not answered may take effect at any moment, so the set holds the
-//! states with and without it. Its answer, a read, a flush and a recovery each rule some of them out.
-//! A store that shows anything outside of the set has broken its contract.
+//! An operation that was issued and not answered may take effect at any moment, so the set holds
+//! the states with and without it. Its answer, a read, a flush and a recovery each rule some of
+//! them out. A store that shows anything outside of the set has broken its contract.
 //!
 //! Invariants:
 //! 1. The true state of a correct store is always in the set: states are added before they are
@@ -50,6 +50,12 @@ struct Pending {
     effect: Effect,
     /// Whether anybody still waits for its answer.
     awaited: bool,
+}
+
+impl Pending {
+    fn copies_from(&self, payload: PayloadIndex) -> bool {
+        matches!(self.effect, Effect::Copy { source, .. } if source == payload)
+    }
 }
 
 #[derive(Default)]
@@ -158,7 +164,7 @@ impl Histories {
         let is_copy = |pending: &Pending| matches!(pending.effect, Effect::Copy { .. });
         let is_target = |payload: usize| self.payloads[payload].pending.iter().any(is_copy);
         let is_source = |payload: usize| {
-            let from = |pending: &Pending| matches!(pending.effect, Effect::Copy { source, .. } if source == payload);
+            let from = |pending: &Pending| pending.copies_from(payload);
             self.payloads
                 .iter()
                 .any(|history| history.pending.iter().any(from))
@@ -222,7 +228,7 @@ impl Histories {
             }
         }
         let copies = |history: &History| {
-            let from = |pending: &Pending| matches!(pending.effect, Effect::Copy { source, .. } if source == payload);
+            let from = |pending: &Pending| pending.copies_from(payload);
             history.pending.iter().any(from)
         };
         for target in 0..self.payloads.len() {
@@ -286,19 +292,6 @@ impl Histories {
         }
         self.tidy(ticket.payload);
         self.close(ticket.payload);
-    }
-
-    /// Nothing that was forgotten can happen any more.
-    pub(super) fn orphans_are_gone(&mut self, payload: PayloadIndex) {
-        let history = &mut self.payloads[payload];
-        let gone = |bits: u32, it: &Pending| if it.awaited { bits } else { bits | it.bit };
-        let bits = history.pending.iter().fold(0, gone);
-        history.pending.retain(|it| it.awaited);
-        history
-            .entries
-            .iter_mut()
-            .for_each(|entry| entry.mask &= !bits);
-        self.tidy(payload);
     }
 
     /// An observation begins.

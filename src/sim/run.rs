@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. The same plan gives the same run: the hash of everything that happened is the proof.
-//! 2. After every crash everything is compared: each payload's existence, size and bytes, and the list.
+//! 2. After every crash everything is compared: each payload's existence, size and bytes, and the
+//!    list.
 //! 3. A run ends healed: faults off, everything flushed, every operation answered within bounded
 //!    virtual time, everything deleted, and nothing left behind.
 //!
@@ -382,7 +383,7 @@ impl Run {
                 Err(error) if is_excused(&self.shared, &error) => return Err(End::GivenUp),
                 Err(error) => return Err(failed(format!("{when}: {id} has an error: {error:?}"))),
             };
-            if !seen.corrupt.is_empty() && !self.shared.is_damaged() {
+            if !seen.corrupt.is_empty() && !self.shared.explains(ErrorKind::Corrupt) {
                 let ranges = &seen.corrupt;
                 return Err(failed(format!("{when}: {id} is corrupt in {ranges:?}")));
             }

@@ -1,8 +1,8 @@
 //! From a plan that fails to a short one that fails in the same way.
 //!
-//! First steps go, in ever smaller ranges; then clients, drops and shards; then numbers get small. A
-//! candidate counts if it fails with a message that begins alike, so that one bug is not traded for
-//! another.
+//! First steps go, in ever smaller ranges; then clients, drops and shards; then numbers get small.
+//! A candidate counts if it fails with a message that begins alike, so that one bug is not traded
+//! for another.
 //!
 //! Invariants:
 //! 1. The result fails, and is no longer than what it came from.

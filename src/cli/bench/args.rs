@@ -4,10 +4,13 @@ use crate::cli::units::{parse_size_above_zero, parse_time};
 use clap::{Args, ValueEnum};
 use std::time::Duration;
 
+/// Largest operation that is measured.
+const BLOCK_BYTES_MAX: u64 = 256 << 20;
+
 #[derive(Args, Clone, Debug)]
 pub(crate) struct BenchArgs {
     /// What to do; left out, a tour of everything is measured
-    #[arg(long, requires = "rw", visible_alias = "readwrite", value_enum)]
+    #[arg(long, visible_alias = "readwrite", value_enum)]
     pub(crate) rw: Option<Rw>,
     /// Bytes of one operation
     #[arg(
@@ -15,7 +18,7 @@ pub(crate) struct BenchArgs {
         requires = "rw",
         default_value = "4k",
         value_name = "SIZE",
-        value_parser = parse_size_above_zero
+        value_parser = parse_block
     )]
     pub(crate) bs: u64,
     /// Operations in flight, of each job
@@ -44,7 +47,7 @@ pub(crate) struct BenchArgs {
     )]
     pub(crate) size: u64,
     /// End after this time, at the latest
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    #[arg(long, requires = "rw", value_name = "TIME", value_parser = parse_time)]
     pub(crate) runtime: Option<Duration>,
     /// Go on until the runtime is over, again and again over the size
     #[arg(long = "time_based", requires_all = ["rw", "runtime"])]
@@ -89,11 +92,16 @@ pub(crate) struct BenchArgs {
         default_value_t = RateProcess::Linear
     )]
     pub(crate) rate_process: RateProcess,
-    /// Flush after so many writes; 0: only at the end
-    #[arg(long, requires = "rw", requires = "rw", default_value_t = 0)]
+    /// Flush after so many writes; 0: never
+    #[arg(long, requires = "rw", default_value_t = 0)]
     pub(crate) fsync: u64,
     /// Payloads of each job
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    #[arg(
+        long,
+        requires = "rw",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000)
+    )]
     pub(crate) payloads: u32,
     /// Seed of everything random
     #[arg(long, default_value_t = 1)]
@@ -169,6 +177,14 @@ pub(crate) enum OutputFormat {
 pub(crate) enum Spread {
     Uniform,
     Zipf(f64),
+}
+
+/// Reads the size of one operation, which is held in memory, once for each that is in flight.
+fn parse_block(text: &str) -> Result<u64, String> {
+    match parse_size_above_zero(text)? {
+        size if size > BLOCK_BYTES_MAX => Err("it must be at most 256m".to_owned()),
+        size => Ok(size),
+    }
 }
 
 fn parse_spread(text: &str) -> Result<Spread, String> {

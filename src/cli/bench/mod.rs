@@ -65,7 +65,7 @@ async fn measure(
         jobs.push(Job::new(store, args, rw, job)?);
     }
     if rw.reads() {
-        let total = args.size * u64::from(args.numjobs);
+        let total = args.size.saturating_mul(u64::from(args.numjobs));
         let bar = progress::bytes(global, "layout", Some(total));
         for job in &jobs {
             job.lay_out(&bar).await?;

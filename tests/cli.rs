@@ -1,0 +1,569 @@
+//! The `ringstore` command as scripts use it: what it prints, what it writes, how it exits.
+//!
+//! Every test has a directory of its own; nothing here looks into the engine.
+
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// A store, and a place for files beside it.
+struct Bench {
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringstore"));
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("RINGSTORE_DIR", self.path("store"))
+            .env("TMPDIR", self.dir.path())
+            .env_remove("RINGSTORE_REMOTE")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn output(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs a command that must succeed; returns what it printed.
+    #[track_caller]
+    fn run(&self, args: &[&str]) -> String {
+        let output = self.output(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{args:?}: {} {stderr}",
+            output.status
+        );
+        assert_eq!(stderr, "", "{args:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        let value: Value = serde_json::from_str(&self.run(args)).unwrap();
+        assert_eq!(value["schema"], "ringstore.stats/1");
+        value
+    }
+
+    /// Runs a command that must fail; returns what it said.
+    #[track_caller]
+    fn fail(&self, args: &[&str], code: i32) -> String {
+        let output = self.output(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert_eq!(output.stdout, b"", "{args:?}");
+        stderr
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        std::fs::write(self.path(name), bytes).unwrap();
+        name.to_owned()
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+}
+
+/// Bytes without a pattern that storage could mistake for another place of itself.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+// S-4, S-15
+#[test]
+fn a_file_comes_back_as_it_went_in() {
+    let bench = Bench::new();
+    for len in [0, 1, 4096, 1 << 20, (3 << 20) + 17] {
+        let bytes = noise(len);
+        bench.file("in", &bytes);
+        bench.run(&["put", "in", "payload"]);
+        bench.run(&["get", "payload", "out"]);
+        assert!(bench.read("out") == bytes, "len={len}");
+        assert_eq!(
+            bench.json(&["stat", "payload", "--json"])["size"],
+            len as u64
+        );
+    }
+}
+
+#[test]
+fn put_leaves_nothing_of_a_longer_payload() {
+    let bench = Bench::new();
+    bench.file("long", &noise(100_000));
+    bench.file("short", b"short");
+    bench.run(&["put", "long", "p"]);
+    bench.run(&["put", "short", "p"]);
+    assert_eq!(bench.run(&["get", "p", "-"]), "short");
+}
+
+#[test]
+fn put_at_an_offset_leaves_the_rest() {
+    let bench = Bench::new();
+    bench.file("a", b"aaaaaaaa");
+    bench.file("b", b"bb");
+    bench.run(&["put", "a", "p"]);
+    bench.run(&["put", "b", "p", "--offset", "3"]);
+    assert_eq!(bench.run(&["get", "p", "-"]), "aaabbaaa");
+    bench.run(&["put", "b", "p", "--offset", "1k"]);
+    assert_eq!(bench.json(&["stat", "p", "--json"])["size"], 1026);
+    // Zeros that are not written must hide what was there.
+    bench.file("zeros", &[0; 4]);
+    bench.run(&["put", "zeros", "p", "--offset", "2", "--sparse"]);
+    assert_eq!(
+        bench.run(&["get", "p", "-", "--range", "0-8"]),
+        "aa\0\0\0\0aa"
+    );
+}
+
+#[test]
+fn pipes_carry_payloads() {
+    let bench = Bench::new();
+    let bytes = noise((2 << 20) + 5);
+    let mut put = bench.command(&["put", "-", "p", "-q"]);
+    let mut put = put.stdin(Stdio::piped()).spawn().unwrap();
+    put.stdin.take().unwrap().write_all(&bytes).unwrap();
+    assert!(put.wait().unwrap().success());
+    let output = bench.output(&["get", "p", "-"]);
+    assert!(output.stdout == bytes);
+    let output = bench.output(&["get", "p", "-", "--range", "1m-"]);
+    assert!(output.stdout == bytes[1 << 20..]);
+    let output = bench.output(&["get", "p", "-", "--range", "3m-4m"]);
+    assert_eq!(output.stdout, b"");
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_not_an_accident() {
+    let bench = Bench::new();
+    bench.file("in", &noise(4 << 20));
+    bench.run(&["put", "in", "p"]);
+    let mut get = bench.command(&["get", "p", "-"]);
+    let get = get.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut get = get.spawn().unwrap();
+    get.stdout.take().unwrap().read_exact(&mut [0; 10]).unwrap();
+    let output = get.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn holes_stay_holes_both_ways() {
+    let bench = Bench::new();
+    let file = std::fs::File::create(bench.path("in")).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.write_all_at(&noise(10_000), 5 << 20).unwrap();
+    file.write_all_at(b"end", (40 << 20) - 3).unwrap();
+    bench.run(&["put", "in", "p", "--sparse"]);
+    let stat = bench.json(&["stat", "p", "--json", "--extents"]);
+    assert_eq!(stat["size"], 64 << 20);
+    assert!(stat["local_bytes"].as_u64().unwrap() <= 5 * 4096, "{stat}");
+    let extents = stat["extents"].as_array().unwrap();
+    assert_eq!(extents.first().unwrap()["kind"], "hole");
+    assert_eq!(extents.last().unwrap()["kind"], "hole");
+    bench.run(&["get", "p", "out", "--sparse"]);
+    assert!(bench.read("out") == bench.read("in"));
+    let blocks = std::fs::metadata(bench.path("out")).unwrap().blocks();
+    assert!(blocks * 512 <= 1 << 20, "blocks={blocks}");
+    bench.run(&["get", "p", "plain"]);
+    assert!(bench.read("plain") == bench.read("in"));
+}
+
+#[test]
+fn clones_are_cut_and_punched_alone() {
+    let bench = Bench::new();
+    let bytes = noise(20_000);
+    bench.file("in", &bytes);
+    bench.run(&["put", "in", "a"]);
+    assert_eq!(bench.json(&["cp", "a", "b", "--json"])["size"], 20_000);
+    bench.run(&["truncate", "b", "10000"]);
+    bench.run(&["punch", "b", "4k", "100"]);
+    let mut cut = bytes[..10_000].to_vec();
+    cut[4096..4196].fill(0);
+    assert!(bench.output(&["get", "b", "-"]).stdout == cut);
+    assert!(bench.output(&["get", "a", "-"]).stdout == bytes);
+    assert_eq!(
+        bench.run(&["ls", "-l"]),
+        format!("{:>16}  a\n{:>16}  b\n", 20_000, 10_000)
+    );
+    assert_eq!(bench.json(&["rm", "a", "missing", "--json"])["removed"], 1);
+    assert_eq!(bench.run(&["ls"]), "b\n");
+}
+
+#[test]
+fn lists_are_by_prefix() {
+    let bench = Bench::new();
+    for id in ["a", "ab", "ab/c", "b"] {
+        bench.run(&["truncate", id, "1"]);
+    }
+    assert_eq!(bench.run(&["ls"]), "a\nab\nab/c\nb\n");
+    assert_eq!(bench.run(&["ls", "ab"]), "ab\nab/c\n");
+    assert_eq!(bench.run(&["ls", "x"]), "");
+    assert_eq!(
+        bench.json(&["ls", "b", "--json"])["payloads"],
+        serde_json::json!(["b"])
+    );
+}
+
+#[test]
+fn missing_payloads_exit_with_3() {
+    let bench = Bench::new();
+    for args in [
+        ["get", "nope", "out"].as_slice(),
+        &["stat", "nope"],
+        &["cp", "nope", "other"],
+        &["flush", "nope"],
+        &["punch", "nope", "0", "1"],
+    ] {
+        let said = bench.fail(args, 3);
+        assert_eq!(said, "ringstore: not found: no such payload\n");
+    }
+    assert!(!bench.path("out").exists());
+    assert_eq!(bench.run(&["ls"]), "");
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let bench = Bench::new();
+    let long = "x".repeat(1025);
+    for args in [
+        ["frobnicate"].as_slice(),
+        &[],
+        &["stat", ""],
+        &["stat", &long],
+        &["truncate", "p", "1.5g"],
+        &["truncate", "p", "5000p"],
+        &["init", "--shards", "0"],
+        &["init", "--segment-size", "5k"],
+        &["get", "p", "out", "--range", "5-4"],
+        &["flush", "p", "--all"],
+        &["--driver", "abacus", "ls"],
+        &["--remote", "ftp://x", "ls"],
+        &["--remote", "file:///tmp/none", "ls"],
+        &["bench", "--iodepth", "4"],
+        &["bench", "--rw", "sideways"],
+    ] {
+        bench.fail(args, 2);
+    }
+    let output = bench.command(&["ls"]).env_remove("RINGSTORE_DIR").output();
+    assert_eq!(output.unwrap().status.code(), Some(2));
+    assert_eq!(bench.run(&["ls"]), "", "none of them has made anything");
+}
+
+#[test]
+fn files_that_cannot_be_used_exit_with_1() {
+    let bench = Bench::new();
+    let said = bench.fail(&["put", "missing-file", "p"], 1);
+    assert!(said.contains("file=missing-file"), "{said}");
+    bench.fail(&["put", ".", "p"], 1);
+    bench.run(&["truncate", "p", "1"]);
+    bench.fail(&["get", "p", "no/such/dir"], 1);
+}
+
+/// A command that holds the store until its standard input ends.
+fn holder(bench: &Bench) -> Child {
+    let mut holder = bench.command(&["put", "-", "held"]);
+    let mut holder = holder.stdin(Stdio::piped()).spawn().unwrap();
+    // It has the store once more than a piece has been taken from the pipe.
+    let mut pipe = holder.stdin.take().unwrap();
+    pipe.write_all(&vec![1; 20 << 20]).unwrap();
+    holder.stdin = Some(pipe);
+    holder
+}
+
+// S-22
+#[test]
+fn a_locked_store_exits_with_4() {
+    let bench = Bench::new();
+    let mut holder = holder(&bench);
+    let said = bench.fail(&["ls"], 4);
+    assert!(said.contains(&format!("pid={}", holder.id())), "{said}");
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
+    assert_eq!(bench.run(&["ls"]), "held\n");
+}
+
+#[test]
+fn an_interrupted_command_exits_with_130() {
+    let bench = Bench::new();
+    let mut holder = holder(&bench);
+    let killed = Command::new("kill")
+        .args(["-INT", &holder.id().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    assert_eq!(holder.wait().unwrap().code(), Some(130));
+    bench.run(&["verify"]);
+}
+
+// S-33
+#[test]
+fn bad_bytes_exit_with_5() {
+    let bench = Bench::new();
+    let bytes = noise(64 << 10);
+    bench.file("in", &bytes);
+    bench.run(&["init", "--shards", "1"]);
+    bench.run(&["put", "in", "p"]);
+    let flipped = flip(&bench.path("store"), &bytes[20_000..20_100]);
+    assert!(flipped, "the payload's bytes are in no file of the store");
+    let output = bench.output(&["verify", "--json"]);
+    assert_eq!(output.status.code(), Some(5));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["corrupt"][0]["id"], "p");
+    assert_eq!(bench.output(&["get", "p", "out"]).status.code(), Some(5));
+}
+
+/// Changes a byte of `needle` wherever it is found under a directory.
+fn flip(dir: &std::path::Path, needle: &[u8]) -> bool {
+    let mut is_found = false;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            is_found |= flip(&path, needle);
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        let places = bytes.windows(needle.len()).enumerate();
+        for (at, _) in places.filter(|(_, window)| *window == needle) {
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&[!bytes[at]], at as u64).unwrap();
+            is_found = true;
+        }
+    }
+    is_found
+}
+
+#[test]
+fn another_directory_is_refused_and_left_alone() {
+    let bench = Bench::new();
+    bench.file("precious", b"data");
+    let here = bench.dir.path().to_str().unwrap();
+    bench.fail(&["-d", here, "ls"], 2);
+    assert_eq!(bench.read("precious"), b"data");
+}
+
+#[test]
+fn init_decides_for_good() {
+    let bench = Bench::new();
+    let fields = bench.json(&["init", "--shards", "3", "--capacity", "1g", "--json"]);
+    assert_eq!(
+        (&fields["shards"], &fields["local_disk_max"]),
+        (&3.into(), &(1 << 30).into())
+    );
+    let stats = bench.json(&["stats", "--json"]);
+    assert_eq!(stats["shards"], 3);
+    assert_eq!(stats["local_disk_max"], 1 << 30);
+    bench.run(&["init"]);
+    bench.fail(&["init", "--shards", "2"], 2);
+}
+
+// S-34
+#[test]
+fn names_of_the_figures_are_fixed() {
+    let bench = Bench::new();
+    bench.run(&["truncate", "p", "5"]);
+    let stats = bench.json(&["stats", "--json"]);
+    // Added to, never taken from: scripts and dashboards read these.
+    let names = include_str!("cli/stats-names.txt");
+    for name in names.lines() {
+        assert!(!stats[name].is_null(), "{name} is missing");
+    }
+    assert_eq!(stats["file_count"], 1);
+    assert_eq!(stats["used_size"], 5);
+    assert!(stats["latency"]["write"]["count"].is_u64());
+    let known: Vec<&str> = names.lines().collect();
+    let fields = stats.as_object().unwrap().keys();
+    let new: Vec<_> = fields
+        .filter(|name| !known.contains(&name.as_str()))
+        .collect();
+    assert!(new.is_empty(), "add to tests/cli/stats-names.txt: {new:?}");
+}
+
+#[test]
+fn json_of_small_commands_is_fixed() {
+    let bench = Bench::new();
+    for (args, expected) in [
+        (
+            ["truncate", "p", "8192"].as_slice(),
+            r#"{"id":"p","size":8192}"#,
+        ),
+        (
+            &["punch", "p", "0", "10"],
+            r#"{"id":"p","offset":0,"bytes":10}"#,
+        ),
+        (
+            &["cp", "p", "q"],
+            r#"{"source":"p","id":"q","size":8192,"blocks_shared":1}"#,
+        ),
+        (
+            &["ls", "-l"],
+            r#"{"payloads":[{"id":"p","size":8192},{"id":"q","size":8192}]}"#,
+        ),
+        (&["flush"], "{}"),
+        (&["rm", "p", "q"], r#"{"removed":2}"#),
+        (
+            &["verify"],
+            r#"{"payloads":0,"bytes_checked":0,"bytes_repaired":0,"corrupt":[]}"#,
+        ),
+        (
+            &["health"],
+            r#"{"status":"healthy","local":"healthy","remote":null,"reasons":[]}"#,
+        ),
+    ] {
+        let mut all = vec!["--json"];
+        all.extend(args);
+        let mut found = bench.json(&all);
+        found.as_object_mut().unwrap().remove("schema");
+        let expected: Value = serde_json::from_str(expected).unwrap();
+        assert_eq!(found, expected, "{args:?}");
+    }
+}
+
+#[test]
+fn both_drivers_read_what_the_other_wrote() {
+    let bench = Bench::new();
+    let bytes = noise(100_000);
+    bench.file("in", &bytes);
+    bench.run(&["--driver", "threads", "put", "in", "p"]);
+    assert!(bench.output(&["get", "p", "-"]).stdout == bytes);
+    bench.run(&["put", "in", "q"]);
+    assert!(
+        bench
+            .output(&["--driver", "threads", "get", "q", "-"])
+            .stdout
+            == bytes
+    );
+    let stats = bench.json(&["--driver", "threads", "stats", "--json"]);
+    assert_eq!(stats["driver"], "threads");
+}
+
+#[test]
+fn doctor_has_a_line_for_everything() {
+    let bench = Bench::new();
+    let report = bench.json(&["doctor", "--json"]);
+    let findings = report["findings"].as_array().unwrap();
+    let names: Vec<_> = findings
+        .iter()
+        .map(|finding| finding["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        ["kernel", "io_uring", "O_DIRECT", "memlock", "seccomp"]
+    );
+    assert!(!bench.path("store").exists(), "it looks and makes nothing");
+}
+
+#[test]
+fn measurements_have_the_shape_of_fio() {
+    let bench = Bench::new();
+    let result = bench.json(&[
+        "bench",
+        "--rw",
+        "randrw",
+        "--size",
+        "2m",
+        "--bs",
+        "4k",
+        "--iodepth",
+        "8",
+        "--numjobs",
+        "2",
+        "--payloads",
+        "3",
+        "--fsync",
+        "4",
+        "--random_distribution",
+        "zipf:1.1",
+        "--json",
+    ]);
+    let job = &result["jobs"][0];
+    let count = |side: &str| job[side]["total_ios"].as_u64().unwrap();
+    assert_eq!(count("read") + count("write"), 2 * 512);
+    assert!(count("sync") > 10);
+    let latency = &job["read"]["clat_ns"];
+    let bins = latency["bins"].as_object().unwrap();
+    let in_bins: u64 = bins.values().map(|count| count.as_u64().unwrap()).sum();
+    assert_eq!(in_bins, count("read"));
+    assert!(latency["percentile"]["99.000000"].is_u64());
+    assert!(
+        latency["percentile"]["99.990000"].is_null(),
+        "too few for it"
+    );
+    assert_eq!(bench.run(&["ls"]), "", "it takes its payloads away");
+}
+
+#[test]
+fn a_rate_is_kept_and_shown_both_ways() {
+    let bench = Bench::new();
+    let args = [
+        "bench",
+        "--rw",
+        "write",
+        "--size",
+        "1m",
+        "--rate_iops",
+        "500",
+        "--rate_process",
+        "poisson",
+        "--iodepth",
+        "4",
+    ];
+    let text = bench.run(&args);
+    assert!(
+        text.contains("write lat") && text.contains("write clat"),
+        "{text}"
+    );
+    let mut all = args.to_vec();
+    all.push("--json");
+    let result = bench.json(&all);
+    let write = &result["jobs"][0]["write"];
+    assert_eq!(write["total_ios"], 256);
+    // 256 beginnings at 500 a second take half a second, give or take chance.
+    assert!(write["runtime"].as_u64().unwrap() >= 300, "{write}");
+}
+
+#[test]
+fn time_ends_a_measurement() {
+    let bench = Bench::new();
+    let result = bench.json(&[
+        "bench",
+        "--rw",
+        "randread",
+        "--size",
+        "1m",
+        "--runtime",
+        "1s",
+        "--time_based",
+        "--ramp_time",
+        "100ms",
+        "--output-format",
+        "json+",
+    ]);
+    let read = &result["jobs"][0]["read"];
+    let runtime = read["runtime"].as_u64().unwrap();
+    assert!((900..10_000).contains(&runtime), "{runtime}");
+    assert!(read["total_ios"].as_u64().unwrap() > 0);
+}
