@@ -52,6 +52,7 @@ struct Shared {
 
 impl BufPool {
     /// A pool on the heap.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn new() -> BufPool {
         BufPool::with_arena(0)
     }
