@@ -196,7 +196,9 @@ impl Map {
                     payload.extents.remove(size, PAYLOAD_BYTES_MAX, live);
                     payload.zeroed.remove(size, PAYLOAD_BYTES_MAX, live);
                 }
-                payload.cut = payload.cut.min(size);
+                if !crate::marks::planted("cut_not_lowered") {
+                    payload.cut = payload.cut.min(size);
+                }
                 payload.size = size;
                 payload.change(lsn);
             }

@@ -259,6 +259,11 @@ impl<D: Driver> Shard<D> {
             shard.state().commit.syncing = false;
             match result {
                 Ok(()) => {
+                    // Planted bug: a sync is believed to cover what completed while it ran.
+                    let lsns = match planted("sync_covers_later_writes") {
+                        true => shard.state().tail.to_sync().0,
+                        false => lsns,
+                    };
                     let grew = shard.state().tail.synced(&lsns);
                     shard.after_progress(grew);
                 }

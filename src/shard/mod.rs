@@ -24,6 +24,7 @@ mod replay;
 mod signal;
 mod space;
 mod tail;
+mod takeover;
 mod verify;
 mod write;
 

@@ -16,9 +16,8 @@
 
 use super::files::{parse_segment_name, segment_name};
 use super::recover::{Recovered, Recovery};
-use crate::buf::AlignedBuf;
 use crate::error::{Error, Result};
-use crate::io::{DirEntry, Driver, DriverFile, Durability, OpenMode};
+use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
 use crate::log::checksum::Identity;
 use crate::log::segment::{BatchHead, Footer, FooterBatch, SegmentHead, mutations};
 use crate::log::writer::footer_bytes;
@@ -74,9 +73,11 @@ impl<D: Driver> Recovery<'_, D> {
             });
             match useful {
                 Some(head) => {
+                    recovered.segments.note_file(file);
+                    // Of two files with the same segment, the later one was copied from the other.
                     let newer = candidates
                         .get(&head.segment)
-                        .is_none_or(|other| other.head.epoch < head.epoch);
+                        .is_none_or(|other| (other.head.epoch, other.file) < (head.epoch, file));
                     if newer {
                         let before = candidates.insert(
                             head.segment,
@@ -250,6 +251,7 @@ impl<D: Driver> Recovery<'_, D> {
                         copy: Some(footer.clone()),
                         footer,
                     },
+                    proven,
                     recovered,
                 )
                 .await;
@@ -258,7 +260,7 @@ impl<D: Driver> Recovery<'_, D> {
         match scan.footer.batches.is_empty() {
             // Its first batch never arrived whole: there is nothing in it.
             true => recovered.segments.add_free(file),
-            false => self.adopt(&head, file, scan, recovered).await?,
+            false => self.adopt(&head, file, scan, proven, recovered).await?,
         }
         Ok(())
     }
@@ -392,6 +394,7 @@ impl<D: Driver> Recovery<'_, D> {
         head: &SegmentHead,
         file: u64,
         scan: Scan,
+        proven: Lsn,
         recovered: &mut Recovered,
     ) -> Result<()> {
         let Scan { footer, page, copy } = scan;
@@ -405,17 +408,22 @@ impl<D: Driver> Recovery<'_, D> {
                 head.segment.0
             )));
         }
-        let path = self.params.path(&segment_name(file));
-        let persist = async {
-            let file = self.driver.open(&path, OpenMode::Existing).await?;
-            if !sealed {
-                file.write(offset, bytes, Durability::Visible).await?;
-            }
-            file.sync().await
+        let is_proven = footer.batches.iter().all(|batch| batch.lsn <= proven);
+        let copied = match is_proven || planted("believe_what_is_found") {
+            true => None,
+            false => self.copy_out(file, page, &bytes, recovered).await?,
         };
-        persist
-            .await
-            .map_err(|error| self.failed("sealed", error))?;
+        let file = match copied {
+            Some(copied) => {
+                recovered.segments.add_free(file);
+                copied
+            }
+            None => {
+                let written = (!sealed).then_some(bytes);
+                self.persist(file, offset, written).await?;
+                file
+            }
+        };
         let held = Held::new(head.segment, head.epoch, file, head.identity());
         held.pages.set(page);
         held.footer_durable.set(true);
@@ -423,45 +431,7 @@ impl<D: Driver> Recovery<'_, D> {
         recovered.segments.keep_sums(&held, footer.sums.into());
         Ok(())
     }
-
-    async fn read_segment(&self, file: u64) -> Result<AlignedBuf> {
-        let name = super::files::segment_name(file);
-        let open = self
-            .driver
-            .open(&self.params.path(&name), OpenMode::Existing)
-            .await;
-        let handle = open.map_err(|error| self.failed("read", error))?;
-        let bytes = self.params.segment_bytes() as usize;
-        let mut whole = self.driver.pool().take(bytes);
-        let mut offset = 0;
-        while offset < bytes {
-            let len = (bytes - offset).min(READ_BYTES);
-            let buf = self.driver.pool().take(len);
-            match handle.read(offset as u64, buf).await {
-                Ok(buf) => whole[offset..offset + len].copy_from_slice(&buf),
-                // Unreadable sectors are judged like wrong ones: by whether they were committed.
-                Err(_) => {
-                    self.read_pages(&handle, offset, &mut whole[offset..offset + len])
-                        .await
-                }
-            }
-            offset += len;
-        }
-        Ok(whole)
-    }
-
-    async fn read_pages(&self, handle: &D::File, offset: usize, out: &mut [u8]) {
-        for (index, page) in out.chunks_exact_mut(PAGE).enumerate() {
-            let at = (offset + index * PAGE) as u64;
-            match handle.read(at, self.driver.pool().take(PAGE)).await {
-                Ok(buf) => page.copy_from_slice(&buf),
-                Err(_) => page.fill(0),
-            }
-        }
-    }
 }
-/// Bytes of a segment that are read at once.
-const READ_BYTES: usize = 1 << 20;
 
 /// Of segments that an earlier recovery gave up, none counts once the log has gone on without them:
 /// along the log epochs never fall.

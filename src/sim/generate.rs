@@ -19,7 +19,7 @@ const STEPS_MIN: u64 = 30;
 const STEPS_SPREAD: u64 = 220;
 
 /// Steps of a plan made from bytes at most.
-pub(super) const STEPS_FROM_BYTES_MAX: u64 = 400;
+const STEPS_FROM_BYTES_MAX: u64 = 400;
 
 /// Payload bytes lie below this, but for the far ones.
 const OFFSET_MAX: u64 = 384 << 10;

@@ -18,6 +18,7 @@ mod exhaustive;
 mod face;
 mod generate;
 mod history;
+mod look;
 mod observe;
 mod plan;
 mod run;

@@ -26,7 +26,7 @@ pub(super) struct Observation {
     /// What was read, and where.
     parts: Vec<(u64, Bytes)>,
     /// Ranges that could not be read: `Corrupt`.
-    pub(super) corrupt: Vec<(u64, u64)>,
+    pub(super) corrupt: Vec<(u64, u64, Error)>,
 }
 
 /// Reads a payload, wherever one of the states has something.
@@ -50,7 +50,9 @@ pub(super) async fn observe(
         let len = (to - from) as usize;
         match store.read_at(id, from, len).await.map(Chunks::into_bytes) {
             Ok(bytes) => seen.parts.push((from, bytes)),
-            Err(error) if error.kind() == ErrorKind::Corrupt => seen.corrupt.push((from, to)),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                seen.corrupt.push((from, to, error));
+            }
             Err(error) => return Err(error),
         }
     }

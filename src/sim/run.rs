@@ -383,7 +383,7 @@ impl Run {
                 Err(error) if is_excused(&self.shared, &error) => return Err(End::GivenUp),
                 Err(error) => return Err(failed(format!("{when}: {id} has an error: {error:?}"))),
             };
-            if !seen.corrupt.is_empty() && !self.shared.is_damaged() {
+            if !seen.corrupt.is_empty() && !self.shared.explains(ErrorKind::Corrupt) {
                 let ranges = &seen.corrupt;
                 return Err(failed(format!("{when}: {id} is corrupt in {ranges:?}")));
             }
