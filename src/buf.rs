@@ -52,6 +52,7 @@ struct Shared {
 
 impl BufPool {
     /// A pool on the heap.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn new() -> BufPool {
         BufPool::with_arena(0)
     }
@@ -132,11 +133,6 @@ impl AlignedBuf {
         let len = page_ceil(len);
         assert!(len <= self.len, "a buffer cannot grow");
         self.len = len;
-    }
-
-    /// First byte, for the driver that hands it to the kernel.
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.memory().start.as_ptr()
     }
 }
 

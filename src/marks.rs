@@ -46,6 +46,7 @@ pub(crate) mod armed {
     }
 
     /// Arms one planted bug on this thread, or none.
+    #[cfg(test)]
     pub(crate) fn arm(name: Option<&'static str>) {
         PLANTED.set(name);
     }

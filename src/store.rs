@@ -15,7 +15,7 @@ use crate::io::launch::ShardMain;
 use crate::payload_id::PayloadId;
 use crate::shard::mailbox::{Receiver, Sender, mailbox};
 use crate::shard::request::{Answers, LayerPart, Request, Work, zeros};
-use crate::shard::slot::{Reply, slot};
+use crate::shard::slot::{Pending, Reply, slot};
 use crate::shard::{Answer, Claim, Control, Outcome, Params, REQUESTS_MAX, Routes, Shard};
 use crate::stats::{Extent, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport};
 use crate::superblock::{Superblock, begin_epoch};
@@ -144,10 +144,7 @@ impl Store {
         world: &W,
         config: Config,
         superblock: &Superblock,
-    ) -> Result<(
-        Opening,
-        Vec<crate::shard::slot::Pending<Result<Vec<Claim>>>>,
-    )> {
+    ) -> Result<(Opening, Vec<Ready>)> {
         let count = superblock.shards as usize;
         let routes = Arc::new(Routes::new(count));
         let mut shards = Vec::new();
@@ -732,6 +729,9 @@ impl fmt::Debug for Store {
             .finish_non_exhaustive()
     }
 }
+
+/// Says which payloads of other homes a shard found, when it has been opened.
+type Ready = Pending<Result<Vec<Claim>>>;
 
 /// A store whose shards have yet to agree on who owns what.
 struct Opening {

@@ -25,9 +25,10 @@ const OFFSET_BITS: u32 = 28;
 /// Largest segment: what the offset bits of a location can address.
 pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << OFFSET_BITS;
 
-/// Bound of everything that is counted up: batches, epochs, generations, files, payloads. What
-/// comes from disk is below it, so that counting on never overflows; nothing ever gets this far by
-/// itself.
+/// Bound of everything that is counted up: batches, epochs, generations, files, payloads.
+///
+/// What comes from disk is below it, so that counting on never overflows; nothing ever gets this
+/// far by itself.
 pub(crate) const NUMBER_MAX: u64 = 1 << 62;
 
 /// Bound of segment numbers that come from disk: half of what a [`Location`] can name, so that

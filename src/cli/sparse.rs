@@ -71,10 +71,10 @@ mod tests {
     fn pages_are_those_of_the_payload() {
         let mut bytes = vec![0; 2 * PAGE];
         bytes[50] = 1;
-        assert_eq!(data_runs(&bytes, 4000), [0..96]);
-        assert_eq!(data_runs(&bytes, 4096 + 100), [0..PAGE - 100]);
+        assert_eq!(data_runs(&bytes, 4000), vec![0..96; 1]);
+        assert_eq!(data_runs(&bytes, 4096 + 100), vec![0..PAGE - 100; 1]);
         bytes[99] = 1;
-        assert_eq!(data_runs(&bytes, 4000), [0..96 + PAGE]);
+        assert_eq!(data_runs(&bytes, 4000), vec![0..96 + PAGE; 1]);
     }
 
     #[test]

@@ -7,8 +7,12 @@
 //! Deliberately not here: sleeping (a driver's), and the wall clock (nobody's).
 
 use crate::types::Nanos;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+#[cfg(any(test, feature = "sim"))]
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 use std::time::Instant;
 
 /// The first reading of any real clock, from which they all count.
@@ -20,6 +24,7 @@ pub(crate) enum Clock {
     /// The system's monotonic clock.
     Real,
     /// Nanoseconds that somebody else moves on.
+    #[cfg(any(test, feature = "sim"))]
     Virtual(Arc<AtomicU64>),
 }
 
@@ -33,6 +38,7 @@ impl Clock {
                 // 2^64 nanoseconds are 584 years.
                 Nanos(base.elapsed().as_nanos() as u64)
             }
+            #[cfg(any(test, feature = "sim"))]
             Clock::Virtual(nanos) => Nanos(nanos.load(Ordering::Acquire)),
         }
     }

@@ -17,7 +17,9 @@ use crate::io::clock::Clock;
 use crate::io::executor::{Executor, Park};
 use crate::io::lock::DirLock;
 use crate::io::threads::Threads;
-use crate::io::uring::{self, Refusal, Unbuilt, Uring};
+#[cfg(test)]
+use crate::io::uring;
+use crate::io::uring::{Refusal, Unbuilt, Uring};
 use crate::types::ShardId;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -59,6 +61,7 @@ pub(crate) struct Launch {
     /// Size of the huge-page arena that its buffers come from; 0 for none.
     pub(crate) arena_bytes: usize,
     /// Held until the driver has drained: before that, the directory is not anybody else's.
+    #[expect(dead_code, reason = "it is held, not read")]
     pub(crate) lock: Option<Arc<DirLock>>,
 }
 
@@ -67,11 +70,6 @@ pub(crate) struct Launch {
 pub(crate) struct ShardThread(JoinHandle<()>);
 
 impl ShardThread {
-    /// Whether the thread has ended.
-    pub(crate) fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-
     /// Waits for the thread to end. `Internal`, if it panicked.
     pub(crate) fn join(self) -> Result<()> {
         self.0
@@ -93,6 +91,7 @@ pub(crate) fn launch<M: ShardMain>(launch: Launch, main: M) -> Result<ShardThrea
 }
 
 /// Whether an io_uring can be had here and now, and if not, why.
+#[cfg(test)]
 pub(crate) fn probe_uring() -> std::result::Result<(), Refusal> {
     uring::probe()
 }

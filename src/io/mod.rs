@@ -21,6 +21,10 @@ pub(crate) mod executor;
 pub(crate) mod launch;
 pub(crate) mod lock;
 #[cfg(feature = "sim")]
+#[allow(
+    dead_code,
+    reason = "a disk's hands and figures are for tests of all kinds, here and later"
+)]
 pub(crate) mod sim;
 #[cfg(test)]
 pub(crate) mod suite;

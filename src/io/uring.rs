@@ -21,7 +21,9 @@ mod refusal;
 mod request;
 
 pub(crate) use driver::{Unbuilt, Uring};
-pub(crate) use refusal::{Refusal, probe};
+pub(crate) use refusal::Refusal;
+#[cfg(test)]
+pub(crate) use refusal::probe;
 
 use crate::buf::{Arena, BufPool};
 use crate::io::disk::{Step, Transfer};

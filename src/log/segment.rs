@@ -12,7 +12,7 @@
 //! Invariants:
 //! 1. Nothing here is believed before its checksum, bound to segment and page, has been compared.
 //! 2. Parsing any bytes ends in a value or an error: no panic, no allocation by an unchecked
-//! length.
+//!    length.
 
 use super::checksum::{Identity, StoreId, crc32c};
 use super::record::{self, Malformed};
@@ -227,8 +227,7 @@ impl BatchHead {
             records_len: raw.records_len.get(),
             inline_start: raw.inline_start.get(),
         };
-        // What it promises of others is behind it, so that replay believes no promise of the
-        // future.
+        // What it promises of others is behind it: replay believes no promise of the future.
         if head.lsn.0 >= NUMBER_MAX || head.committed_through >= head.lsn {
             return Err(Malformed("a batch head holds an impossible number"));
         }

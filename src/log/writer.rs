@@ -6,7 +6,7 @@
 //! Invariants:
 //! 1. A location given by `place` is final, from before the byte is durable until it is cleaned.
 //! 2. Batches have consecutive numbers over all segments, and each carries its predecessor's
-//! checksum.
+//!    checksum.
 //! 3. A segment always has room left for its footer.
 //! 4. What is recorded between `fit` and the next `close` is in one batch, hence atomic.
 

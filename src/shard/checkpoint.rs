@@ -188,12 +188,13 @@ impl<D: Driver> Shard<D> {
         {
             result = self.write_checkpoint(&begun).await;
         }
-        let mut state = self.state();
-        begun
-            .payloads
-            .into_iter()
-            .for_each(|(_, payload)| state.map.release(payload));
-        drop(state);
+        {
+            let mut state = self.state();
+            begun
+                .payloads
+                .into_iter()
+                .for_each(|(_, payload)| state.map.release(payload));
+        }
         let (sequence, bytes) = result?;
         self.finish_checkpoint(sequence, bytes, begun.end.next_lsn, &begun.dead)
             .await;

@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! 1. A flush is answered when the durable prefix covers it, or with the error that poisoned the
-//! shard.
+//!    shard.
 //! 2. A sync covers the batches whose writes had completed before it was submitted, nothing else.
 //! 3. After a failed write or sync nothing more is written and nothing more becomes durable.
 

@@ -7,7 +7,7 @@
 //! 1. Opening reads the checkpoint and the tail, whatever the store holds besides.
 //! 2. Nothing is appended behind a tear: the log goes on in a new segment.
 //! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded
-//! allocation.
+//!    allocation.
 
 use super::checkpoint::{Upkeep, parse_checkpoint_name};
 use super::files::Files;

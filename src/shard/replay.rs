@@ -330,7 +330,7 @@ impl<D: Driver> Recovery<'_, D> {
     fn step_over(&self, bad: &Bad<'_>, scan: &mut Scan, recovered: &mut Recovered) -> (Lsn, u32) {
         mark("hole ruled corruption");
         recovered.stats.checksum_failures += 1;
-        if let Some((batch, until)) = scan.from_copy(bad.next) {
+        if let Some((batch, until)) = scan.copied_batch(bad.next) {
             mark("records taken from a footer");
             self.apply(&batch.records, bad.next, batch.sum, recovered);
             scan.fill(until.min(bad.limit));
@@ -504,7 +504,7 @@ impl Scan {
     }
 
     /// A batch as the sealed segment's footer has it, and the page behind it.
-    fn from_copy(&self, lsn: Lsn) -> Option<(FooterBatch, u32)> {
+    fn copied_batch(&self, lsn: Lsn) -> Option<(FooterBatch, u32)> {
         let copy = self.copy.as_ref()?;
         let index = copy.batches.iter().position(|batch| batch.lsn == lsn)?;
         let next = copy.batches.get(index + 1).map(|batch| batch.page);

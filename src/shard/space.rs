@@ -7,7 +7,7 @@
 //! Invariants:
 //! 1. Nothing is placed before there is room for all of it.
 //! 2. A write fails with `Full` only when no room came for `stall_timeout`, and has then changed
-//! nothing.
+//!    nothing.
 //! 3. Of the files that the limit allows, payload data leaves the last one to deletes and cleaning.
 
 use super::{Shard, State, within};

@@ -427,7 +427,8 @@ impl Client {
                     self.shared.model.borrow_mut().narrow(payload, fits);
                 }
                 let racing = !alone || states.len() > 1;
-                if !any && !(racing && pages_fit(&states, offset, len, &bytes)) {
+                let torn = racing && pages_fit(&states, offset, len, &bytes);
+                if !any && !torn {
                     let what = self.shared.explain(&states, offset, &bytes);
                     self.fail(index, format!("{op:?} read wrong bytes: {what}"));
                 }
@@ -495,7 +496,8 @@ impl Client {
                     };
                     pairs.iter().any(|pair| sized(&pair)) && (0..bytes.len()).all(byte)
                 };
-                if !fits && !(pairs.len() > 1 && mixed()) {
+                let torn = pairs.len() > 1 && mixed();
+                if !fits && !torn {
                     self.fail(index, {
                         let above = self.shared.explain(&uppers, offset, &bytes);
                         let below = self.shared.explain(&lowers, offset, &bytes);

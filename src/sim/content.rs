@@ -169,15 +169,6 @@ impl Content {
             .flat_map(|piece| [piece.start, piece.end])
             .chain([0, self.size])
     }
-
-    /// Bytes of data, punched ranges and gaps left out.
-    pub(super) fn data_bytes(&self) -> u64 {
-        let data = self
-            .pieces
-            .iter()
-            .filter(|piece| matches!(piece.kind, Kind::Data(_)));
-        data.map(|piece| piece.end - piece.start).sum()
-    }
 }
 
 fn part_matches(offset: u64, part: &[u8], kind: Option<Kind>) -> bool {

@@ -67,7 +67,7 @@ impl Entropy<'_> {
 impl Plan {
     /// The plan of a seed.
     pub(super) fn from_seed(seed: u64) -> Plan {
-        let mut entropy = Entropy::Seed(Rng::with_seed(seed ^ 0x5EED_0F_A_91A4));
+        let mut entropy = Entropy::Seed(Rng::with_seed(seed ^ 0x05EE_D0FA_91A4));
         let count = STEPS_MIN + entropy.below(STEPS_SPREAD);
         generate(&mut entropy, seed, count)
     }

@@ -294,19 +294,6 @@ impl Histories {
         self.close(ticket.payload);
     }
 
-    /// Nothing that was forgotten can happen any more.
-    pub(super) fn orphans_are_gone(&mut self, payload: PayloadIndex) {
-        let history = &mut self.payloads[payload];
-        let gone = |bits: u32, it: &Pending| if it.awaited { bits } else { bits | it.bit };
-        let bits = history.pending.iter().fold(0, gone);
-        history.pending.retain(|it| it.awaited);
-        history
-            .entries
-            .iter_mut()
-            .for_each(|entry| entry.mask &= !bits);
-        self.tidy(payload);
-    }
-
     /// An observation begins.
     pub(super) fn watch(&mut self, payload: PayloadIndex) -> Watch {
         let since = self.tick();

@@ -3,7 +3,7 @@
 //! Invariants:
 //! 1. The same plan gives the same run: the hash of everything that happened is the proof.
 //! 2. After every crash everything is compared: each payload's existence, size and bytes, and the
-//! list.
+//!    list.
 //! 3. A run ends healed: faults off, everything flushed, every operation answered within bounded
 //!    virtual time, everything deleted, and nothing left behind.
 //!

@@ -5,7 +5,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// A mounted file system; unmounted and removed when dropped.
-pub struct LoopFs {
+pub(crate) struct LoopFs {
     temp: TempDir,
 }
 
@@ -13,7 +13,7 @@ impl LoopFs {
     /// Makes a file system of this kind (`ext4` or `xfs`) and mounts it.
     ///
     /// `None`, with the reason printed, where that is impossible.
-    pub fn make(kind: &str, mib: u64) -> Option<LoopFs> {
+    pub(crate) fn make(kind: &str, mib: u64) -> Option<LoopFs> {
         let fs = LoopFs {
             temp: tempfile::tempdir().unwrap(),
         };
@@ -39,12 +39,12 @@ impl LoopFs {
     }
 
     /// Where it is mounted.
-    pub fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.temp.path().join("mnt")
     }
 
     /// Mounts it again, read-only or not.
-    pub fn remount(&self, option: &str) {
+    pub(crate) fn remount(&self, option: &str) {
         let options = ["-o", &format!("remount,{option}")];
         command("mount", &options, &[&self.dir()]).unwrap();
     }

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
-pub mod loop_fs;
+pub(crate) mod loop_fs;
 
 use bytes::Bytes;
 use ringstore::{Config, DriverKind, Error, ErrorKind, PayloadId, Store};
@@ -15,20 +15,20 @@ use tempfile::TempDir;
 /// A test that takes longer hangs: far above what the slowest machine needs.
 const HANGS_AFTER: Duration = Duration::from_secs(240);
 
-pub const KIB: usize = 1 << 10;
-pub const MIB: usize = 1 << 20;
+pub(crate) const KIB: usize = 1 << 10;
+pub(crate) const MIB: usize = 1 << 20;
 
 /// One row of the table that most tests run over.
 #[derive(Clone, Debug)]
-pub struct Setup {
-    pub driver: DriverKind,
-    pub shards: Option<usize>,
+pub(crate) struct Setup {
+    pub(crate) driver: DriverKind,
+    pub(crate) shards: Option<usize>,
     /// Tiny segments and budgets, so that sealing, cleaning and waiting really happen.
-    pub tiny: bool,
+    pub(crate) tiny: bool,
 }
 
 impl Setup {
-    pub fn tiny(driver: DriverKind, shards: usize) -> Setup {
+    pub(crate) fn tiny(driver: DriverKind, shards: usize) -> Setup {
         Setup {
             driver,
             shards: Some(shards),
@@ -36,7 +36,7 @@ impl Setup {
         }
     }
 
-    pub fn config(&self, dir: &Path) -> Config {
+    pub(crate) fn config(&self, dir: &Path) -> Config {
         let mut config = Config::new(dir);
         config.driver = self.driver;
         config.shards = self.shards;
@@ -51,7 +51,7 @@ impl Setup {
 }
 
 /// The drivers that work here. Says so when the kernel has no io_uring for us.
-pub fn drivers() -> &'static [DriverKind] {
+pub(crate) fn drivers() -> &'static [DriverKind] {
     static DRIVERS: OnceLock<Vec<DriverKind>> = OnceLock::new();
     DRIVERS.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
@@ -74,12 +74,12 @@ pub fn drivers() -> &'static [DriverKind] {
 }
 
 /// The driver that `Auto` takes here.
-pub fn best_driver() -> DriverKind {
+pub(crate) fn best_driver() -> DriverKind {
     drivers()[0]
 }
 
 /// Every setup: both drivers, tiny stores of one and three shards, and the defaults.
-pub fn setups() -> Vec<Setup> {
+pub(crate) fn setups() -> Vec<Setup> {
     let mut setups = Vec::new();
     for &driver in drivers() {
         setups.push(Setup::tiny(driver, 1));
@@ -94,18 +94,18 @@ pub fn setups() -> Vec<Setup> {
 }
 
 /// The tiny setups of the best driver, for tests too long for the whole table.
-pub fn few_setups() -> Vec<Setup> {
+pub(crate) fn few_setups() -> Vec<Setup> {
     vec![Setup::tiny(best_driver(), 1), Setup::tiny(best_driver(), 3)]
 }
 
-pub fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .unwrap()
 }
 
-pub fn threaded_runtime() -> tokio::runtime::Runtime {
+pub(crate) fn threaded_runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(3)
         .enable_time()
@@ -114,12 +114,12 @@ pub fn threaded_runtime() -> tokio::runtime::Runtime {
 }
 
 /// Runs a test, and fails it when it hangs.
-pub fn run<T>(test: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
     runtime().block_on(async { unhung(test).await })
 }
 
 /// Runs a test whose tasks run on several threads.
-pub fn run_threaded<T>(test: impl Future<Output = T>) -> T {
+pub(crate) fn run_threaded<T>(test: impl Future<Output = T>) -> T {
     threaded_runtime().block_on(async { unhung(test).await })
 }
 
@@ -131,7 +131,7 @@ async fn unhung<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// Runs a test once for every setup, each in a directory of its own.
-pub fn each(setups: Vec<Setup>, test: impl AsyncFn(&Bench)) {
+pub(crate) fn each(setups: Vec<Setup>, test: impl AsyncFn(&Bench)) {
     for setup in setups {
         println!("with {setup:?}");
         let bench = Bench::new(setup);
@@ -140,7 +140,7 @@ pub fn each(setups: Vec<Setup>, test: impl AsyncFn(&Bench)) {
 }
 
 /// As [`each`], with several threads for the test's own tasks.
-pub fn each_threaded(setups: Vec<Setup>, test: impl AsyncFn(&Bench)) {
+pub(crate) fn each_threaded(setups: Vec<Setup>, test: impl AsyncFn(&Bench)) {
     for setup in setups {
         println!("with {setup:?}");
         let bench = Bench::new(setup);
@@ -149,13 +149,13 @@ pub fn each_threaded(setups: Vec<Setup>, test: impl AsyncFn(&Bench)) {
 }
 
 /// A directory for one store, and how to open it.
-pub struct Bench {
-    pub setup: Setup,
+pub(crate) struct Bench {
+    pub(crate) setup: Setup,
     temp: TempDir,
 }
 
 impl Bench {
-    pub fn new(setup: Setup) -> Bench {
+    pub(crate) fn new(setup: Setup) -> Bench {
         Bench {
             setup,
             temp: tempfile::tempdir().unwrap(),
@@ -163,38 +163,38 @@ impl Bench {
     }
 
     /// A bench of the smallest store: one shard, tiny segments.
-    pub fn small() -> Bench {
+    pub(crate) fn small() -> Bench {
         Bench::new(Setup::tiny(best_driver(), 1))
     }
 
     /// The store's directory; the directory above it is the test's.
-    pub fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.temp.path().join("store")
     }
 
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         self.setup.config(&self.dir())
     }
 
-    pub async fn open(&self) -> Store {
+    pub(crate) async fn open(&self) -> Store {
         open(self.config()).await.unwrap()
     }
 
     /// Closes the store, and opens it again.
-    pub async fn reopen(&self, store: Store) -> Store {
+    pub(crate) async fn reopen(&self, store: Store) -> Store {
         store.close().await.unwrap();
         self.open().await
     }
 
     /// Leaves the store as a crash of the process would, and opens it again.
-    pub async fn crash(&self, store: Store) -> Store {
+    pub(crate) async fn crash(&self, store: Store) -> Store {
         drop(store);
         self.open().await
     }
 }
 
 /// Opens a store whose last handle may just have been dropped: its threads may take a moment to go.
-pub async fn open(config: Config) -> Result<Store, Error> {
+pub(crate) async fn open(config: Config) -> Result<Store, Error> {
     loop {
         match Store::open(config.clone()).await {
             Err(error) if error.to_string().contains("is in use") => {
@@ -205,16 +205,16 @@ pub async fn open(config: Config) -> Result<Store, Error> {
     }
 }
 
-pub fn id(name: &str) -> PayloadId {
+pub(crate) fn id(name: &str) -> PayloadId {
     PayloadId::new(name).unwrap()
 }
 
 /// SplitMix64: small, seeded, the same everywhere.
 #[derive(Clone)]
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -222,17 +222,17 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
     /// One in `n`.
-    pub fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
     /// A number below `bound` that likes the edges of pages.
-    pub fn edgy(&mut self, bound: u64) -> u64 {
+    pub(crate) fn edgy(&mut self, bound: u64) -> u64 {
         let value = self.below(bound);
         match self.below(4) {
             0 => value,
@@ -244,7 +244,7 @@ impl Rng {
 }
 
 /// Bytes that tell where they come from: none is zero, and neighbours differ.
-pub fn pattern(tag: u64, len: usize) -> Bytes {
+pub(crate) fn pattern(tag: u64, len: usize) -> Bytes {
     let mut out = Vec::with_capacity(len + 8);
     let mut rng = Rng(tag.wrapping_mul(0xD6E8_FEB8_6659_FD93));
     while out.len() < len {
@@ -256,7 +256,7 @@ pub fn pattern(tag: u64, len: usize) -> Bytes {
 
 /// Compares without printing megabytes.
 #[track_caller]
-pub fn assert_bytes(actual: &[u8], expected: &[u8], what: impl Debug) {
+pub(crate) fn assert_bytes(actual: &[u8], expected: &[u8], what: impl Debug) {
     let differs = actual.iter().zip(expected).position(|(a, b)| a != b);
     if let Some(at) = differs {
         let until = (at + 8).min(actual.len()).min(expected.len());
@@ -272,14 +272,14 @@ pub fn assert_bytes(actual: &[u8], expected: &[u8], what: impl Debug) {
 }
 
 /// Everything that a payload holds, behind its end included.
-pub async fn read_all(store: &Store, id: &PayloadId) -> Result<Bytes, Error> {
+pub(crate) async fn read_all(store: &Store, id: &PayloadId) -> Result<Bytes, Error> {
     let size = store.size(id).await?;
     Ok(store.read_at(id, 0, size as usize + 10).await?.into_bytes())
 }
 
 /// Checks a payload's size and bytes.
 #[track_caller]
-pub fn assert_payload<'a>(
+pub(crate) fn assert_payload<'a>(
     store: &'a Store,
     id: &'a PayloadId,
     expected: &'a [u8],
@@ -296,7 +296,7 @@ pub fn assert_payload<'a>(
 
 /// Checks what kind of error a call ends in.
 #[track_caller]
-pub fn assert_kind<T: Debug>(result: Result<T, Error>, kind: ErrorKind) {
+pub(crate) fn assert_kind<T: Debug>(result: Result<T, Error>, kind: ErrorKind) {
     match result {
         Ok(value) => panic!("succeeded with {value:?} instead of {kind:?}"),
         Err(error) => assert_eq!(error.kind(), kind, "{error}"),
@@ -304,7 +304,7 @@ pub fn assert_kind<T: Debug>(result: Result<T, Error>, kind: ErrorKind) {
 }
 
 /// Writes into a model as the store should: grows it with zeros.
-pub fn model_write(model: &mut Vec<u8>, offset: usize, data: &[u8]) {
+pub(crate) fn model_write(model: &mut Vec<u8>, offset: usize, data: &[u8]) {
     if model.len() < offset + data.len() {
         model.resize(offset + data.len(), 0);
     }
@@ -312,7 +312,7 @@ pub fn model_write(model: &mut Vec<u8>, offset: usize, data: &[u8]) {
 }
 
 /// Zeros a range of a model as far as it reaches.
-pub fn model_punch(model: &mut [u8], offset: usize, len: usize) {
+pub(crate) fn model_punch(model: &mut [u8], offset: usize, len: usize) {
     let end = model.len().min(offset.saturating_add(len));
     if offset < end {
         model[offset..end].fill(0);
@@ -320,7 +320,7 @@ pub fn model_punch(model: &mut [u8], offset: usize, len: usize) {
 }
 
 /// Bytes of all files beneath a directory, as the file system counts them.
-pub fn disk_bytes(dir: &Path) -> u64 {
+pub(crate) fn disk_bytes(dir: &Path) -> u64 {
     let mut sum = 0;
     for entry in std::fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();

@@ -122,6 +122,7 @@ pub(crate) struct BenchArgs {
     pub(crate) shards: Option<usize>,
 }
 
+#[expect(clippy::enum_variant_names, reason = "fio's names")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "lower")]
 pub(crate) enum Rw {

@@ -286,6 +286,10 @@ impl Driver for Uring {
 
 /// A file as the ring's operations know it.
 pub(super) struct OpenFile {
+    #[expect(
+        dead_code,
+        reason = "it is held, not read: dropping it closes the file"
+    )]
     fd: OwnedFd,
     name: FileName,
     len: Cell<u64>,

@@ -113,6 +113,7 @@ impl From<Refusal> for Error {
 }
 
 /// Whether a ring can be had here and now.
+#[cfg(test)]
 pub(crate) fn probe() -> Result<(), Refusal> {
     build(8).map(drop)
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::log::{cuts_and_flips, hex};
+use crate::types::SEGMENT_NUMBER_MAX;
 
 /// A footer of two batches.
 const GOLDEN_FOOTER: &str = "\

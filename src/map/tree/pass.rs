@@ -17,9 +17,11 @@ use std::rc::Rc;
 const NO_PASS: u64 = 0;
 
 /// What the allocator adds to a block: eight bytes of its own, and half of its granule of 16.
+#[cfg(test)]
 const BLOCK_BYTES: usize = 16;
 
 /// The two counters of an `Rc`.
+#[cfg(test)]
 const SHARE_BYTES: usize = 16;
 
 /// What a rewrite returns: whether it pushed a replacement, or leaves the entry as it is.
@@ -59,6 +61,7 @@ impl<E: Entry> Tree<E> {
     }
 
     /// Estimates the memory in bytes of the nodes that this pass has not seen.
+    #[cfg(test)]
     pub(crate) fn heap_bytes(&self, pass: u64) -> usize {
         assert_ne!(pass, NO_PASS);
         self.root.as_ref().map_or(0, |root| heap_bytes(root, pass))
@@ -208,6 +211,7 @@ fn assert_covers<E: Entry>(parts: &[E], whole: &E) {
     assert_eq!(at, whole.end(), "a rewrite covers what it replaces");
 }
 
+#[cfg(test)]
 fn heap_bytes<E: Entry>(link: &Link<E>, pass: u64) -> usize {
     if link.stamp().is(pass) {
         return 0;

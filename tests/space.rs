@@ -1,0 +1,267 @@
+//! Space on real files: what comes back, what limits hold, what a full store does. Contract section 6,
+//! scenarios 17, 53, 60, 74, 84, 85, 87, 88, 128, 131 and 132.
+
+mod common;
+
+use bytes::Bytes;
+use common::loop_fs::LoopFs;
+use common::*;
+use ringstore::{Config, ErrorKind, Store};
+use std::path::Path;
+use std::time::Duration;
+
+/// Waits until a store at rest is within what it promises: 1.5 times the live bytes and two segments
+/// per shard. Cleaning runs by itself, so this only looks; the watchdog ends it if it never comes.
+async fn rests_within_bounds(store: &Store, config: &Config) {
+    let shards = config.shards.unwrap() as u64;
+    loop {
+        let stats = store.stats().await.unwrap();
+        let files = stats.segments + stats.segments_free;
+        let held = files * config.segment_bytes;
+        if held <= stats.live_bytes * 3 / 2 + 2 * shards * config.segment_bytes {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+// scenario 17, scenario 53
+// S-9, S-32
+#[test]
+fn overwritten_and_deleted_bytes_come_back() {
+    each(few_setups(), async |bench| {
+        let store = bench.open().await;
+        let a = id("a");
+        for round in 0..1000 {
+            let data = pattern(round, 20_000);
+            store.write_at(&a, 0, data).await.unwrap();
+        }
+        store.flush_all().await.unwrap();
+        rests_within_bounds(&store, &bench.config()).await;
+        assert_payload(&store, &a, &pattern(999, 20_000)).await;
+        for n in 0..20 {
+            let name = id(&format!("gone-{n}"));
+            store.write_at(&name, 0, pattern(n, 200_000)).await.unwrap();
+            store.delete(&name).await.unwrap();
+        }
+        store.flush_all().await.unwrap();
+        rests_within_bounds(&store, &bench.config()).await;
+        let store = bench.reopen(store).await;
+        assert_payload(&store, &a, &pattern(999, 20_000)).await;
+        store.close().await.unwrap();
+    });
+}
+
+// scenario 60, scenario 88
+// S-9, S-32
+#[test]
+fn creating_and_deleting_for_ever_grows_nothing() {
+    each(few_setups(), async |bench| {
+        let store = bench.open().await;
+        for n in 0..100_000u64 {
+            let name = id(&format!("p{}", n % 1000));
+            match n % 2 {
+                0 => store.write_at(&name, 0, "x".into()).await.unwrap(),
+                _ => store
+                    .delete(&id(&format!("p{}", (n - 1) % 1000)))
+                    .await
+                    .unwrap(),
+            }
+        }
+        assert!(store.list(None, 10).await.unwrap().is_empty());
+        store.flush_all().await.unwrap();
+        let stats = store.stats().await.unwrap();
+        assert_eq!(
+            (stats.file_count, stats.live_bytes, stats.extents),
+            (0, 0, 0)
+        );
+        // Without new bytes the log moves on only by 16 MiB between checkpoints.
+        let store = bench.reopen(store).await;
+        assert!(store.list(None, 10).await.unwrap().is_empty());
+        assert!(disk_bytes(&bench.dir()) < 3 * (20 << 20));
+        store.close().await.unwrap();
+    });
+}
+
+/// Writes until the store is full, and checks that deleting makes room again.
+async fn fill_and_empty(store: &Store) {
+    let name = |n: u64| id(&format!("fill-{n}"));
+    let mut count = 0;
+    let error = loop {
+        match store
+            .write_at(&name(count), 0, pattern(count, 50_000))
+            .await
+        {
+            Ok(()) => count += 1,
+            Err(error) => break error,
+        }
+        assert!(count < 2000, "it never fills");
+    };
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    assert!(error.is_retryable());
+    assert!(!store.exists(&name(count)).await.unwrap(), "half a write");
+    assert!(count > 3, "full after {count}");
+    for n in 0..count {
+        assert_payload(store, &name(n), &pattern(n, 50_000)).await;
+    }
+    store.truncate(&name(0), 10).await.unwrap();
+    for n in 1..count {
+        store.delete(&name(n)).await.unwrap();
+    }
+    // Room comes back by cleaning, in its own time.
+    let data = Bytes::from(vec![7; 50_000]);
+    loop {
+        match store.write_at(&id("after"), 0, data.clone()).await {
+            Ok(()) => break,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Full, "{error}"),
+        }
+    }
+    store.flush_all().await.unwrap();
+    assert_payload(store, &id("after"), &data).await;
+    assert_payload(store, &name(0), &pattern(0, 10)).await;
+}
+
+// scenario 74, scenario 84
+// S-29, S-30
+#[test]
+fn a_store_at_its_limit_is_full_until_something_is_deleted() {
+    for driver in drivers() {
+        let bench = Bench::new(Setup::tiny(*driver, 1));
+        run(async {
+            let mut config = bench.config();
+            config.local_bytes_max = Some(1 << 20);
+            config.stall_timeout = Duration::from_millis(200);
+            let store = open(config.clone()).await.unwrap();
+            fill_and_empty(&store).await;
+            let files = segment_bytes(&bench.dir());
+            assert!(files <= (1 << 20) + (64 << 10), "{files}");
+            store.close().await.unwrap();
+            let store = open(config).await.unwrap();
+            assert_payload(&store, &id("after"), &[7; 50_000]).await;
+            store.close().await.unwrap();
+        });
+    }
+}
+
+/// Bytes of the segment files of a store of one shard.
+fn segment_bytes(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir.join("shard-0000")).unwrap();
+    let segments = entries.map(Result::unwrap);
+    let segments = segments.filter(|e| e.file_name().to_string_lossy().starts_with("seg-"));
+    segments
+        .map(|e| e.metadata().map_or(0, |meta| meta.len()))
+        .sum()
+}
+
+// scenario 85
+// S-30
+#[test]
+fn a_full_file_system_harms_nothing_and_is_served_when_there_is_room() {
+    let Some(fs) = LoopFs::make("ext4", 16) else {
+        return;
+    };
+    run(async {
+        let mut config = Setup::tiny(best_driver(), 1).config(&fs.dir().join("store"));
+        config.stall_timeout = Duration::from_millis(500);
+        let store = open(config.clone()).await.unwrap();
+        fill_and_empty(&store).await;
+        store.close().await.unwrap();
+        let store = open(config).await.unwrap();
+        assert_payload(&store, &id("after"), &[7; 50_000]).await;
+        store.close().await.unwrap();
+    });
+}
+
+// scenario 87
+// S-34
+#[test]
+fn used_bytes_are_those_of_the_files() {
+    let bench = Bench::small();
+    run(async {
+        let store = bench.open().await;
+        let mut rng = Rng(87);
+        for n in 0..10_000 {
+            let name = id(&format!("p{}", rng.below(50)));
+            match rng.below(8) {
+                0 => store.delete(&name).await.unwrap(),
+                _ => {
+                    let data = pattern(n, rng.below(2000) as usize + 1);
+                    store
+                        .write_at(&name, rng.below(50_000), data)
+                        .await
+                        .unwrap();
+                }
+            }
+        }
+        store.flush_all().await.unwrap();
+        // Upkeep goes on for a moment: the two are compared until nothing moves between them.
+        loop {
+            let used = store.stats().await.unwrap().local_disk_used;
+            let files = disk_bytes(&bench.dir().join("shard-0000"));
+            if used == files {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        store.close().await.unwrap();
+    });
+}
+
+// scenario 128, scenario 131
+// S-29
+#[test]
+fn random_small_reads_read_little_more_than_they_return() {
+    each(few_setups(), async |bench| {
+        let mut config = bench.config();
+        config.read_buffer_bytes = 0;
+        let store = open(config).await.unwrap();
+        let data = pattern(131, 8 * MIB);
+        store.write_at(&id("a"), 0, data.clone()).await.unwrap();
+        store.flush_all().await.unwrap();
+        let store = bench.reopen(store).await;
+        let before = store.stats().await.unwrap();
+        let mut rng = Rng(131);
+        for _ in 0..1000 {
+            let page = rng.below(2048) as usize * 4096;
+            let found = store.read_at(&id("a"), page as u64, 4096).await.unwrap();
+            assert_bytes(&found.into_bytes(), &data[page..page + 4096], page);
+        }
+        let after = store.stats().await.unwrap();
+        let read = after.device_read_bytes - before.device_read_bytes;
+        let cleaned = after.cleaned_bytes - before.cleaned_bytes;
+        // A page each, the footers of the segments once, and what the cleaner happens to read.
+        assert!(
+            read <= 1000 * 4096 + 200 * 8192 + 2 * cleaned,
+            "{read} {cleaned}"
+        );
+        store.evict_read_buffer().await.unwrap();
+        let found = store.read_at(&id("a"), 0, 4096).await.unwrap().into_bytes();
+        assert_bytes(&found, &data[..4096], "after dropping the buffer");
+        store.close().await.unwrap();
+    });
+}
+
+// scenario 132
+// S-29
+#[test]
+fn tiny_payloads_take_dirty_memory_by_budget_not_by_count() {
+    let bench = Bench::small();
+    run(async {
+        let store = bench.open().await;
+        for n in 0..100_000u64 {
+            let name = id(&format!("tiny-{n}"));
+            store.write_at(&name, 0, "x".into()).await.unwrap();
+            if n % 5000 == 0 {
+                let stats = store.stats().await.unwrap();
+                assert!(stats.local_mem_used <= bench.config().dirty_bytes_max);
+            }
+        }
+        let stats = store.stats().await.unwrap();
+        assert_eq!(stats.file_count, 100_000);
+        assert!(stats.map_bytes <= 100_000 * 256, "{}", stats.map_bytes);
+        let store = bench.reopen(store).await;
+        assert_eq!(store.stats().await.unwrap().file_count, 100_000);
+        assert_payload(&store, &id("tiny-77777"), b"x").await;
+        store.close().await.unwrap();
+    });
+}
