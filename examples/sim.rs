@@ -79,6 +79,7 @@ fn run(options: &Options) -> bool {
     let endless = options.exhaustive.is_none() && count.is_none();
     let unlimited = endless && options.seconds.is_none();
     let seconds = options.seconds.or(unlimited.then_some(SECONDS_DEFAULT));
+    #[expect(clippy::disallowed_methods, reason = "the limit is in real time")]
     let began = Instant::now();
     if let Some(ops) = options.exhaustive {
         let more = || seconds.is_none_or(|seconds| began.elapsed().as_secs() < seconds);
