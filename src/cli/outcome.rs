@@ -109,7 +109,7 @@ impl Report {
     }
 
     /// Prints JSON, whatever the global options say.
-    pub(crate) fn as_json(self) -> Report {
+    pub(crate) fn always_json(self) -> Report {
         Report {
             is_json: true,
             ..self

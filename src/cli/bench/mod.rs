@@ -43,7 +43,7 @@ pub(crate) async fn run(global: &Global, args: BenchArgs) -> anyhow::Result<Repo
     let report = Report::answer(normal(&args, &outcome, &footer), fields);
     Ok(match args.output_format {
         OutputFormat::Normal => report,
-        OutputFormat::JsonPlus => report.as_json(),
+        OutputFormat::JsonPlus => report.always_json(),
     })
 }
 
