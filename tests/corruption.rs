@@ -1,6 +1,6 @@
-//! Damaged files of a store: torn ends, flipped bits, lost and foreign files. What is bad is noticed and
-//! reported for exactly the bytes concerned; everything else is there. Contract clauses 5, 17 and 33,
-//! scenarios 112 to 118.
+//! Damaged files of a store: torn ends, flipped bits, lost and foreign files. What is bad is
+//! noticed and reported for exactly the bytes concerned; everything else is there. Contract clauses
+//! 5, 17 and 33, scenarios 112 to 118.
 
 mod common;
 
@@ -82,7 +82,8 @@ async fn make_tail(bench: &Bench, count: u64, len: usize) {
     }
 }
 
-/// Counts the leading payloads that are whole. What follows must be missing, cut or reported, never wrong.
+/// Counts the leading payloads that are whole. What follows must be missing, cut or reported, never
+/// wrong.
 async fn whole_prefix(store: &Store, count: u64, len: usize) -> u64 {
     let mut whole = 0;
     for n in 0..count {
@@ -196,8 +197,8 @@ async fn settle(bench: &Bench) {
     }
 }
 
-/// A store with one damage opens; payloads are right, reported or gone with a report. Says if any is not
-/// right.
+/// A store with one damage opens; payloads are right, reported or gone with a report. Says if any
+/// is not right.
 async fn check_damaged(bench: &Bench, count: u64, len: usize, at: usize) -> bool {
     let store = match open(bench.config()).await {
         Ok(store) => store,

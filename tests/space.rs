@@ -1,5 +1,5 @@
-//! Space on real files: what comes back, what limits hold, what a full store does. Contract section 6,
-//! scenarios 17, 53, 60, 74, 84, 85, 87, 88, 128, 131 and 132.
+//! Space on real files: what comes back, what limits hold, what a full store does. Contract section
+//! 6, scenarios 17, 53, 60, 74, 84, 85, 87, 88, 128, 131 and 132.
 
 mod common;
 
@@ -10,8 +10,9 @@ use ringstore::{Config, ErrorKind, Store};
 use std::path::Path;
 use std::time::Duration;
 
-/// Waits until a store at rest is within what it promises: 1.5 times the live bytes and two segments
-/// per shard. Cleaning runs by itself, so this only looks; the watchdog ends it if it never comes.
+/// Waits until a store at rest is within what it promises: 1.5 times the live bytes and two
+/// segments per shard. Cleaning runs by itself, so this only looks; the watchdog ends it if it
+/// never comes.
 async fn rests_within_bounds(store: &Store, config: &Config) {
     let shards = config.shards.unwrap() as u64;
     loop {

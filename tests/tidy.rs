@@ -46,7 +46,8 @@ const LAYERS: &[(&str, &str)] = &[
     // Doors for the fuzz targets, in no build but theirs: they reach into everything that decodes.
     (
         "fuzzing",
-        "buf chunks config error io log map mutation payload_id shard sim store superblock types world",
+        "buf chunks config error io log map mutation payload_id shard sim store superblock \
+         types world",
     ),
 ];
 

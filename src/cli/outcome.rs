@@ -73,6 +73,7 @@ pub(crate) struct Report {
     /// Whether the text is what was asked for, so that `--quiet` does not suppress it.
     pub(crate) asked_for: bool,
     is_silent: bool,
+    is_json: bool,
 }
 
 impl Report {
@@ -95,6 +96,7 @@ impl Report {
             code: Code::Ok,
             asked_for: false,
             is_silent: false,
+            is_json: false,
         }
     }
 
@@ -102,6 +104,14 @@ impl Report {
     pub(crate) fn silent(self) -> Report {
         Report {
             is_silent: true,
+            ..self
+        }
+    }
+
+    /// Prints JSON, whatever the global options say.
+    pub(crate) fn always_json(self) -> Report {
+        Report {
+            is_json: true,
             ..self
         }
     }
@@ -116,7 +126,7 @@ impl Report {
             return Ok(self.code);
         }
         let mut out = std::io::stdout().lock();
-        if json {
+        if json || self.is_json {
             let mut object = Map::new();
             object.insert("schema".to_owned(), SCHEMA.into());
             object.extend(self.json);

@@ -40,11 +40,11 @@ pub(crate) async fn run(global: &Global, args: BenchArgs) -> anyhow::Result<Repo
     let footer = Footer::new(place.dir(), &stats, args.seed, load);
     let mut fields = fio::result(&args, rw, &outcome);
     fields["environment"] = footer.json();
-    let text = match args.output_format {
-        OutputFormat::Normal => normal(&args, &outcome, &footer),
-        OutputFormat::JsonPlus => serde_json::to_string_pretty(&fields)?,
-    };
-    Ok(Report::answer(text, fields))
+    let report = Report::answer(normal(&args, &outcome, &footer), fields);
+    Ok(match args.output_format {
+        OutputFormat::Normal => report,
+        OutputFormat::JsonPlus => report.always_json(),
+    })
 }
 
 fn configured(place: &Place, global: &Global, args: &BenchArgs) -> anyhow::Result<Config> {
