@@ -13,14 +13,10 @@ enum Press {
     No,
     /// Only syncs fail, and often.
     Syncs,
-    /// Slow I/Os, so that what is usually quick is overtaken.
-    Slow,
-    /// Three shards.
-    Shards,
 }
 
 /// Planted bugs, and within how many seeds each must be caught.
-const TEETH: [(&str, Press, u64); 14] = [
+const TEETH: [(&str, Press, u64); 12] = [
     ("ack_before_sync", Press::No, 40),
     ("believe_retried_sync", Press::Syncs, 300),
     ("believe_what_is_found", Press::Syncs, 300),
@@ -28,9 +24,7 @@ const TEETH: [(&str, Press, u64); 14] = [
     ("clone_without_reference", Press::No, 40),
     ("cut_not_lowered", Press::No, 300),
     ("directory_not_synced", Press::No, 40),
-    ("footer_not_awaited", Press::Slow, 300),
     ("free_before_checkpoint", Press::No, 40),
-    ("older_owner_wins", Press::Shards, 300),
     ("skip_batch_checksum", Press::No, 40),
     ("skip_page_checksum", Press::No, 100),
     ("sync_covers_later_writes", Press::No, 300),
@@ -39,20 +33,16 @@ const TEETH: [(&str, Press, u64); 14] = [
 
 fn pressed(seed: u64, press: Press) -> Plan {
     let mut plan = Plan::from_seed(seed);
-    if matches!(press, Press::Shards) {
-        plan.settings.shards = 3;
-    }
     for step in &mut plan.steps {
         if let Step::Faults(faults) = step {
             match press {
-                Press::No | Press::Shards => {}
+                Press::No => {}
                 Press::Syncs => {
                     *faults = DiskFaults {
                         sync_error: 150,
                         ..DiskFaults::default()
                     };
                 }
-                Press::Slow => faults.slow = 100,
             }
         }
     }
