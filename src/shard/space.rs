@@ -283,8 +283,8 @@ impl<D: Driver> Shard<D> {
         match purpose {
             Purpose::Data => files_max.saturating_sub(1).max(2),
             Purpose::Meta => files_max.max(3),
-            // The cleaner may go one beyond the limit, as the contract allows, and may always begin the
-            // first segment after an opening: without one it could free nothing.
+            // The cleaner may go one beyond the limit, as the contract allows, and may always begin
+            // the first segment after an opening: without one it could free nothing.
             Purpose::Clean => match state.log.open_segment() {
                 Some(_) => files_max.saturating_add(1).max(4),
                 None => files_max.saturating_add(1).max(state.segments.len() + 1),

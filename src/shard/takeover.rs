@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. What a process before us wrote is not durable because it can be read, nor because a sync of
-//!    ours succeeds: one of theirs may have failed. Unless something proves it, it is written again.
+//!    ours succeeds: one of theirs may have failed. Unless something proves it, it is written
+//!    again.
 //! 2. Nothing that may have been promised is overwritten: it is written again elsewhere, and
 //!    counts there only when all of it is durable.
 //!
@@ -43,7 +44,8 @@ impl<D: Driver> Recovery<'_, D> {
     /// Writes a segment that ends in batches that nothing proves to be durable to a new file.
     ///
     /// A sync would not do: an earlier process may have had one fail, and then a later one that
-    /// succeeds says nothing about these bytes. Nor would writing them where they are: some may have
+    /// succeeds says nothing about these bytes. Nor would writing them where they are: some may
+    /// have
     /// been promised, and a crash can destroy what is being written. `None`: there is no space.
     pub(super) async fn copy_out(
         &self,
