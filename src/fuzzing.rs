@@ -167,6 +167,14 @@ fn chunk(bytes: &[u8]) {
     }
 }
 
+/// A plan of the simulator: operations, faults and crashes, compared with a model byte by byte.
+#[cfg(feature = "sim")]
+pub fn plan(data: &[u8]) {
+    if let Some(failure) = crate::sim::Campaign::new().run_bytes(data) {
+        panic!("{failure}");
+    }
+}
+
 /// A copy of the superblock.
 pub fn superblock(data: &[u8]) {
     let mut bytes = data.to_vec();

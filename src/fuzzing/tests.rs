@@ -49,6 +49,12 @@ fn corpus_of_open_dir() {
     run("open_dir", open_dir);
 }
 
+#[cfg(feature = "sim")]
+#[test]
+fn corpus_of_plan() {
+    run("plan", plan);
+}
+
 #[test]
 fn corpus_of_map() {
     run("map", map);
