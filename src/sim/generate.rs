@@ -10,7 +10,7 @@
 //!
 //! Deliberately not here: whether a plan is interesting. Marks tell, in a campaign.
 
-use super::plan::{Op, Plan, Settings, Step};
+use super::plan::{HARMS, Op, Plan, Settings, Step};
 use crate::io::sim::{DiskFaults, Tear};
 use fastrand::Rng;
 
@@ -20,6 +20,9 @@ const STEPS_SPREAD: u64 = 220;
 
 /// Steps of a plan made from bytes at most.
 const STEPS_FROM_BYTES_MAX: u64 = 400;
+
+/// Operations that clients repeat after a crash at most.
+const RETRIES_MAX: usize = 6;
 
 /// Payload bytes lie below this, but for the far ones.
 const OFFSET_MAX: u64 = 384 << 10;
@@ -114,12 +117,31 @@ fn generate(entropy: &mut Entropy<'_>, seed: u64, count: u64) -> Plan {
     let mut steps = vec![Step::Faults(generator.faults.clone())];
     while (steps.len() as u64) < count && !generator.entropy.is_used_up() {
         let step = generator.step();
+        let crashes = matches!(step, Step::Cut { .. } | Step::Kill { .. });
         steps.push(step);
+        if crashes && generator.entropy.one_in(4) {
+            steps.extend(retries(&steps));
+        }
     }
     Plan {
         settings: generator.settings,
         steps,
     }
+}
+
+/// What clients do again after a crash, since they had no answer: the last few operations before it.
+fn retries(steps: &[Step]) -> Vec<Step> {
+    let before = &steps[..steps.len() - 1];
+    let is_client = |step: &&Step| matches!(step, Step::Client { .. });
+    let mut again: Vec<Step> = before
+        .iter()
+        .rev()
+        .take_while(is_client)
+        .take(RETRIES_MAX)
+        .cloned()
+        .collect();
+    again.reverse();
+    again
 }
 
 impl<'a, 'b> Generator<'a, 'b> {
@@ -204,6 +226,11 @@ impl<'a, 'b> Generator<'a, 'b> {
             12 => Step::Check,
             13 if self.class == Class::Errors || self.class == Class::Tight => Step::Capacity {
                 bytes: self.entropy.pick(&[0, 1, 20 << 12, 40 << 16, 80 << 16]),
+            },
+            13 if self.class == Class::Damage => Step::Harm {
+                harm: self.entropy.pick(&HARMS).1,
+                file: self.entropy.below(64),
+                place: self.entropy.below(1 << 20),
             },
             14 => Step::Faults(no_faults),
             15 => Step::Faults(self.faults.clone()),

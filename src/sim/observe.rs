@@ -1,7 +1,8 @@
 //! Looking at a whole payload, and saying what is wrong with it.
 //!
 //! Invariants:
-//! 1. An observation covers every byte in which any possible state differs from nothing, and the
+//! 1. What cannot be read is found out page by page, so that a bad page hides no good one.
+//! 2. An observation covers every byte in which any possible state differs from nothing, and the
 //!    surroundings of every edge, so that bytes where none should be are found, too.
 //!
 //! Deliberately not here: which states are possible; see `history`.
@@ -25,7 +26,7 @@ pub(super) struct Observation {
     pub(super) size: Option<u64>,
     /// What was read, and where.
     parts: Vec<(u64, Bytes)>,
-    /// Ranges that could not be read: `Corrupt`.
+    /// Ranges of at most a page that could not be read: `Corrupt`.
     pub(super) corrupt: Vec<(u64, u64, Error)>,
 }
 
@@ -46,17 +47,27 @@ pub(super) async fn observe(
         corrupt: Vec::new(),
     };
     let Some(size) = size else { return Ok(seen) };
-    for (from, to) in ranges(states, size) {
+    let mut ranges = ranges(states, size);
+    ranges.reverse();
+    while let Some((from, to)) = ranges.pop() {
         let len = (to - from) as usize;
         match store.read_at(id, from, len).await.map(Chunks::into_bytes) {
             Ok(bytes) => seen.parts.push((from, bytes)),
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                seen.corrupt.push((from, to, error));
-            }
+            Err(error) if error.kind() == ErrorKind::Corrupt => match middle(from, to) {
+                Some(middle) => ranges.extend([(middle, to), (from, middle)]),
+                None => seen.corrupt.push((from, to, error)),
+            },
             Err(error) => return Err(error),
         }
     }
     Ok(seen)
+}
+
+/// A page's edge within a range, near its middle.
+fn middle(from: u64, to: u64) -> Option<u64> {
+    let page = PAGE as u64;
+    let (first, last) = (from / page + 1, to.div_ceil(page) - 1);
+    (first <= last).then(|| first.midpoint(last) * page)
 }
 
 /// The ranges to read, sorted and disjoint.
@@ -88,13 +99,17 @@ fn ranges(states: &[Rc<State>], size: u64) -> Vec<(u64, u64)> {
 }
 
 impl Observation {
-    /// Whether this is what a payload in `state` looks like, where it could be read.
+    /// Whether this is what a payload in `state` looks like, where it could be read. Zeros that are
+    /// nowhere on disk can always be read.
     pub(super) fn fits(&self, state: &State) -> bool {
         match state {
             None => self.size.is_none(),
             Some(content) => {
                 let whole = |part: &(u64, Bytes)| content.matches(part.0, &part.1);
-                self.size == Some(content.size) && self.parts.iter().all(whole)
+                let holds_data = |range: &(u64, u64, Error)| content.has_data(range.0, range.1);
+                self.size == Some(content.size)
+                    && self.corrupt.iter().all(holds_data)
+                    && self.parts.iter().all(whole)
             }
         }
     }
@@ -113,7 +128,7 @@ impl Observation {
                 text.push_str(&what);
             }
         }
-        text
+        text + &self.unreadable()
     }
 
     /// Whether every byte comes from some write to its offset, or is zero: what is left of the
@@ -128,6 +143,17 @@ impl Observation {
                 *byte == 0 || writes.iter().any(from)
             })
         })
+    }
+
+    /// What could not be read, for a message.
+    fn unreadable(&self) -> String {
+        match &self.corrupt[..] {
+            [] => String::new(),
+            [(from, to, error), ..] => {
+                let count = self.corrupt.len();
+                format!("\n    {count} corrupt pages, the first is {from}..{to}: {error}")
+            }
+        }
     }
 }
 
@@ -203,9 +229,4 @@ pub(super) fn extents_fit(state: &State, offset: u64, len: u64, extents: &[Exten
         }
     }
     at == end.max(offset)
-}
-
-/// Whether an error means that the payload could not be looked at, not that it is wrong.
-pub(super) fn is_excused(shared: &Shared, error: &Error) -> bool {
-    shared.explains(error.kind())
 }

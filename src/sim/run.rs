@@ -9,9 +9,11 @@
 //!
 //! Deliberately not here: how an answer is judged; see `client`.
 
-use super::client::{Allowed, Client, Shared};
+use super::client::{Allowed, Client, Passing, Shared};
+use super::content::State;
+use super::damage::{Injuries, inflict};
 use super::history::Histories;
-use super::observe::{is_excused, observe};
+use super::observe::{Observation, observe};
 use super::plan::{KINDS, Op, Plan, Settings, Step};
 use super::world;
 use crate::config::Config;
@@ -61,7 +63,7 @@ pub(super) struct Outcome {
 /// Carries a plan out.
 pub(super) fn run(plan: &Plan) -> Outcome {
     drop(crate::marks::armed::take_hits());
-    let mut run = Run::new(&plan.settings);
+    let mut run = Run::new(&plan.settings, plan.may_damage());
     let failure = run.carry_out(&plan.steps).err().filter(|end| {
         run.outcome.given_up += u64::from(matches!(end, End::GivenUp));
         matches!(end, End::Failed(_))
@@ -96,12 +98,13 @@ struct Run {
     store: Option<Store>,
     /// The faults that the plan wants, for when they are suspended.
     faults: DiskFaults,
+    injuries: Injuries,
     outcome: Outcome,
     universe: Universe,
 }
 
 impl Run {
-    fn new(settings: &Settings) -> Run {
+    fn new(settings: &Settings, may_damage: bool) -> Run {
         let universe = Universe::new(settings.seed);
         let payloads = settings.payloads.clamp(1, 64) as usize;
         // Ids of different lengths, so that records have different sizes.
@@ -111,13 +114,14 @@ impl Run {
             universe: universe.clone(),
             settings: settings.clone(),
             ids: ids.collect(),
-            model: RefCell::new(Histories::new(payloads)),
+            model: RefCell::new(Histories::new(payloads, may_damage)),
             failure: RefCell::new(None),
             successes: RefCell::new([0; KINDS.len()]),
             allowed: Cell::new(Allowed {
                 full: settings.local_bytes > 0 || settings.stall_us < 1_000_000,
                 ..Allowed::default()
             }),
+            is_harmed: Cell::new(false),
             writes: RefCell::default(),
             dropped: Cell::new(0),
         };
@@ -127,6 +131,7 @@ impl Run {
             process: universe.process(),
             store: None,
             faults: DiskFaults::default(),
+            injuries: Injuries::default(),
             outcome: Outcome::default(),
             universe,
         }
@@ -189,6 +194,7 @@ impl Run {
             let client = Client {
                 shared: self.shared.clone(),
                 store: self.opened(),
+                began: Cell::new(self.shared.passing()),
             };
             running.push(self.process.spawn(async move {
                 for (index, op, drop_after) in queue {
@@ -268,6 +274,15 @@ impl Run {
                 });
                 Ok(())
             }
+            Step::Harm { harm, file, place } => {
+                self.store = None;
+                self.disk.power_cut();
+                if inflict(&self.disk, *harm, *file, *place) {
+                    self.injuries.note_harm(*harm);
+                    self.shared.is_harmed.set(true);
+                }
+                self.come_back()
+            }
             Step::Capacity { bytes } => {
                 let bytes = if *bytes == 0 { u64::MAX } else { *bytes };
                 self.disk.set_capacity(bytes);
@@ -301,6 +316,7 @@ impl Run {
     /// Opens the store; faults may keep it from opening, but not for ever.
     fn open(&mut self) -> Flow<()> {
         for attempt in 0.. {
+            let began = self.shared.passing();
             let config = self.config();
             let (process, disk) = (self.process.clone(), self.disk.clone());
             let universe = self.universe.clone();
@@ -310,7 +326,7 @@ impl Run {
                     self.store = Some(store);
                     break;
                 }
-                Err(error) => self.refused(attempt, &error)?,
+                Err(error) => self.refused(attempt, &error, began)?,
             }
         }
         self.disk.set_faults(self.faults.clone());
@@ -318,15 +334,15 @@ impl Run {
     }
 
     /// The store could not be opened: that must have a reason, and must heal with it.
-    fn refused(&mut self, attempt: u32, error: &Error) -> Flow<()> {
-        let explained = self.shared.explains(error.kind());
+    fn refused(&mut self, attempt: u32, error: &Error, began: Passing) -> Flow<()> {
+        let explained = self.shared.explains(error.kind(), began);
         if !explained {
             return Err(failed(format!("the store does not open: {error:?}")));
         }
         if attempt > 0 {
             // Faults are off: only what they left behind can be the reason.
-            let lasting = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Poisoned)
-                && self.shared.is_damaged();
+            self.note_damage();
+            let lasting = error.kind() == ErrorKind::Corrupt && self.injuries.may_refuse();
             return Err(match lasting {
                 true => End::GivenUp,
                 false => failed(format!(
@@ -349,6 +365,7 @@ impl Run {
     fn reopen(&mut self) -> Flow<()> {
         let store = self.store.take().expect("a store is open between steps");
         let since = self.shared.model.borrow().now();
+        let began = self.shared.passing();
         let closed = self.within("closing the store", store.close())?;
         self.outcome.reopens += 1;
         match closed {
@@ -356,7 +373,7 @@ impl Run {
                 let mut model = self.shared.model.borrow_mut();
                 (0..model.len()).for_each(|payload| model.flushed(payload, since));
             }
-            Err(error) if self.shared.explains(error.kind()) => {}
+            Err(error) if self.shared.explains(error.kind(), began) => {}
             Err(error) => return Err(failed(format!("the store does not close: {error:?}"))),
         }
         self.process.kill();
@@ -367,49 +384,87 @@ impl Run {
 
     /// Compares everything with the model. After a crash the model learns what was kept.
     fn compare(&mut self, when: &str, crashed: bool) -> Flow<()> {
+        self.note_damage();
+        let stats = self.within(when, self.opened().stats())?;
+        let stats = stats.map_err(|error| failed(format!("{when}: stats fails: {error}")))?;
+        let lost_batches = crashed && stats.batches_lost > 0 && self.shared.is_damaged();
         for payload in 0..self.shared.ids.len() {
             let states = {
                 let model = self.shared.model.borrow();
                 match crashed {
-                    true => model.after_crash(payload),
+                    true => model.after_crash(payload, self.injuries.commits()),
                     false => model.current(payload),
                 }
             };
-            let store = self.opened();
-            let id = self.shared.ids[payload].clone();
-            let looking = observe(&store, &id, &states);
-            let seen = match self.within(when, looking)? {
-                Ok(seen) => seen,
-                Err(error) if is_excused(&self.shared, &error) => return Err(End::GivenUp),
-                Err(error) => return Err(failed(format!("{when}: {id} has an error: {error:?}"))),
-            };
-            if !seen.corrupt.is_empty() && !self.shared.explains(ErrorKind::Corrupt) {
-                let ranges = &seen.corrupt;
-                return Err(failed(format!("{when}: {id} is corrupt in {ranges:?}")));
+            let seen = self.observe(when, payload, &states)?;
+            if self.fits(payload, &states, &seen, crashed) {
+                continue;
             }
-            let fits = match crashed {
-                true => {
-                    let mut model = self.shared.model.borrow_mut();
-                    model.recovered(payload, |state| seen.fits(state))
-                }
-                false => states.iter().any(|state| seen.fits(state)),
-            };
-            let lost = self.shared.is_damaged() && crashed;
-            if !fits && lost && seen.is_of_known_bytes(&self.shared) {
-                self.begin_anew(payload)?;
-            } else if !fits {
+            if !(lost_batches && seen.is_of_known_bytes(&self.shared)) {
+                let id = &self.shared.ids[payload];
                 let why = seen.explain(&self.shared, &states);
+                let lost = stats.batches_lost;
                 return Err(failed(format!(
-                    "{when}: {id} is in no possible state: {why}"
+                    "{when}: {id} is in no possible state, batches_lost={lost}: {why}"
                 )));
             }
+            self.begin_anew(payload)?;
+        }
+        if crashed {
+            self.injuries.compared();
         }
         self.compare_list(when)
+    }
+
+    fn note_damage(&mut self) {
+        let failed = self.universe.counters().dir_sync_errors;
+        self.injuries.note(&self.disk.take_damage(), failed);
+    }
+
+    /// Looks at a payload; what cannot be read must have a reason.
+    fn observe(&self, when: &str, payload: usize, states: &[Rc<State>]) -> Flow<Observation> {
+        let (store, id) = (self.opened(), &self.shared.ids[payload]);
+        let began = self.shared.passing();
+        let seen = match self.within(when, observe(&store, id, states))? {
+            Ok(seen) => seen,
+            Err(error) => return Err(failed(format!("{when}: {id} has an error: {error:?}"))),
+        };
+        if !seen.corrupt.is_empty() && !self.shared.explains(ErrorKind::Corrupt, began) {
+            let ranges = &seen.corrupt;
+            return Err(failed(format!("{when}: {id} is corrupt in {ranges:?}")));
+        }
+        Ok(seen)
+    }
+
+    /// Whether a payload is as it may be. After a crash the model learns what it is.
+    fn fits(
+        &self,
+        payload: usize,
+        states: &[Rc<State>],
+        seen: &Observation,
+        crashed: bool,
+    ) -> bool {
+        if !crashed {
+            return states.iter().any(|state| seen.fits(state));
+        }
+        let commits = self.injuries.commits();
+        let mut model = self.shared.model.borrow_mut();
+        let mut recovered =
+            |commits: usize| model.recovered(payload, commits, |state| seen.fits(state));
+        if recovered(0) {
+            return true;
+        }
+        let older = commits > 0 && recovered(commits);
+        if older {
+            crate::marks::mark("commit taken by damage");
+        }
+        older
     }
 
     /// Records of a payload's changes were destroyed: it is deleted, and the model forgets it.
     fn begin_anew(&mut self, payload: usize) -> Flow<()> {
         crate::marks::mark("payload with destroyed records");
+        let began = self.shared.passing();
         let store = self.opened();
         let id = self.shared.ids[payload].clone();
         let deleting = async {
@@ -421,7 +476,7 @@ impl Run {
                 self.shared.model.borrow_mut().reset(payload, None);
                 Ok(())
             }
-            Err(error) if is_excused(&self.shared, &error) => Err(End::GivenUp),
+            Err(error) if self.shared.explains(error.kind(), began) => Err(End::GivenUp),
             Err(error) => Err(failed(format!("{id} cannot be deleted: {error}"))),
         }
     }

@@ -263,6 +263,7 @@ impl DiskInner {
         let error = self.metadata_error(op, faults, &mut counters.metadata_errors);
         if let (Request::SyncDir(path), Some(_)) = (&request, error) {
             platter.names.forsake(path, op.cut);
+            counters.dir_sync_errors += 1;
         }
         let reads_only = matches!(
             request,
