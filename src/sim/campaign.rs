@@ -37,6 +37,8 @@ const MARKS: [&str; 4] = [
 #[derive(Default)]
 pub struct Campaign {
     seeds: u64,
+    /// Programs that were run with every crash.
+    pub(super) programs: u64,
     total: Outcome,
     marks: BTreeMap<&'static str, u64>,
 }
@@ -145,6 +147,7 @@ impl Campaign {
         let total = &self.total;
         let mut figures = vec![
             ("seeds".to_owned(), self.seeds),
+            ("programs".to_owned(), self.programs),
             ("operations".to_owned(), total.operations),
             ("dropped".to_owned(), total.dropped),
             ("crashes".to_owned(), total.crashes),

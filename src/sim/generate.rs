@@ -22,7 +22,7 @@ const STEPS_SPREAD: u64 = 220;
 const STEPS_FROM_BYTES_MAX: u64 = 400;
 
 /// Operations that clients repeat after a crash at most.
-const RETRIES_MAX: usize = 6;
+const RETRIES_MAX: u64 = 6;
 
 /// Payload bytes lie below this, but for the far ones.
 const OFFSET_MAX: u64 = 384 << 10;
@@ -120,7 +120,8 @@ fn generate(entropy: &mut Entropy<'_>, seed: u64, count: u64) -> Plan {
         let crashes = matches!(step, Step::Cut { .. } | Step::Kill { .. });
         steps.push(step);
         if crashes && generator.entropy.one_in(4) {
-            steps.extend(retries(&steps));
+            let count = 1 + generator.entropy.below(RETRIES_MAX) as usize;
+            steps.extend(retries(&steps, count));
         }
     }
     Plan {
@@ -129,19 +130,14 @@ fn generate(entropy: &mut Entropy<'_>, seed: u64, count: u64) -> Plan {
     }
 }
 
-/// What clients do again after a crash, since they had no answer: the last few operations before it.
-fn retries(steps: &[Step]) -> Vec<Step> {
-    let before = &steps[..steps.len() - 1];
+/// What clients do again after a crash, since they had no answer: the first of the last few
+/// operations before it. What is left of the others must not come back with them.
+fn retries(steps: &[Step], count: usize) -> Vec<Step> {
     let is_client = |step: &&Step| matches!(step, Step::Client { .. });
-    let mut again: Vec<Step> = before
-        .iter()
-        .rev()
-        .take_while(is_client)
-        .take(RETRIES_MAX)
-        .cloned()
-        .collect();
-    again.reverse();
-    again
+    let before = steps.iter().rev().skip(1).take_while(is_client).count();
+    let crash = steps.len() - 1;
+    let first = crash - before.min(RETRIES_MAX as usize);
+    steps[first..crash].iter().take(count).cloned().collect()
 }
 
 impl<'a, 'b> Generator<'a, 'b> {

@@ -18,7 +18,7 @@ use super::plan::{KINDS, Op, Plan, Settings, Step};
 use super::world;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::sim::{Disk, DiskFaults, Grain, Process, Stop, Universe};
+use crate::io::sim::{Disk, DiskFaults, JoinHandle, Process, Stop, Universe};
 use crate::payload_id::PayloadId;
 use crate::store::Store;
 use std::cell::{Cell, RefCell};
@@ -30,13 +30,10 @@ use std::time::Duration;
 pub(super) const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Virtual time in which everything must have an answer.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Virtual time in which a store that was full must serve again, once there is space.
 const SERVICE_RESUMES: Duration = Duration::from_secs(30);
-
-/// Decisions of which a mask takes each on its own.
-pub(super) const DECISIONS_MAX: usize = 6;
 
 /// Name of the disk.
 const DISK: &str = "disk";
@@ -54,10 +51,6 @@ pub(super) struct Outcome {
     pub(super) reopens: u64,
     pub(super) given_up: u64,
     pub(super) marks: BTreeMap<&'static str, u64>,
-    /// Whether clients were stopped at an I/O, not by being done.
-    pub(super) stopped_at_io: bool,
-    /// Decisions of the last cut that a mask could take.
-    pub(super) decisions: usize,
 }
 
 /// Carries a plan out.
@@ -68,43 +61,51 @@ pub(super) fn run(plan: &Plan) -> Outcome {
         run.outcome.given_up += u64::from(matches!(end, End::GivenUp));
         matches!(end, End::Failed(_))
     });
-    run.store = None;
-    let mut outcome = run.outcome;
-    outcome.failure = match failure {
+    run.end(match failure {
         Some(End::Failed(what)) => Some(what),
         _ => None,
-    };
-    outcome.hash = run.universe.trace_hash();
-    outcome.successes = *run.shared.successes.borrow();
-    outcome.operations = outcome.successes.iter().sum();
-    outcome.dropped = run.shared.dropped.get();
-    outcome.marks = crate::marks::armed::take_hits();
-    outcome
+    })
+}
+
+impl Run {
+    /// Ends it and adds up what came of it.
+    pub(super) fn end(mut self, failure: Option<String>) -> Outcome {
+        let run = &mut self;
+        run.store = None;
+        let mut outcome = std::mem::take(&mut run.outcome);
+        outcome.failure = failure;
+        outcome.hash = run.universe.trace_hash();
+        outcome.successes = *run.shared.successes.borrow();
+        outcome.operations = outcome.successes.iter().sum();
+        outcome.dropped = run.shared.dropped.get();
+        outcome.marks = crate::marks::armed::take_hits();
+        outcome
+    }
 }
 
 /// Why a run ends before its plan does.
-enum End {
+pub(super) enum End {
     Failed(String),
     /// The disk is so damaged that nothing more can be learnt.
     GivenUp,
 }
 
-type Flow<T> = std::result::Result<T, End>;
+pub(super) type Flow<T> = std::result::Result<T, End>;
 
-struct Run {
-    shared: Rc<Shared>,
-    disk: Disk,
-    process: Process,
-    store: Option<Store>,
+pub(super) struct Run {
+    pub(super) shared: Rc<Shared>,
+    pub(super) disk: Disk,
+    pub(super) process: Process,
+    pub(super) store: Option<Store>,
     /// The faults that the plan wants, for when they are suspended.
     faults: DiskFaults,
     injuries: Injuries,
-    outcome: Outcome,
-    universe: Universe,
+    pub(super) outcome: Outcome,
+    pub(super) universe: Universe,
 }
 
 impl Run {
-    fn new(settings: &Settings, may_damage: bool) -> Run {
+    pub(super) fn new(settings: &Settings, may_damage: bool) -> Run {
         let universe = Universe::new(settings.seed);
         let payloads = settings.payloads.clamp(1, 64) as usize;
         // Ids of different lengths, so that records have different sizes.
@@ -177,6 +178,34 @@ impl Run {
 
     /// Lets clients do their steps concurrently, until all are done or so many I/Os have completed.
     fn run_clients(&mut self, first: usize, steps: &[Step], ios: Option<u64>) -> Flow<()> {
+        let running = self.start_clients(first, steps);
+        if let Some(ios) = ios {
+            let stop = self.universe.ios().saturating_add(ios);
+            self.universe.stop_at_io(Some(stop));
+        }
+        let result = self.universe.run_until_within(PATIENCE, all(running));
+        self.universe.stop_at_io(None);
+        match self.judge(result)? {
+            Ok(()) | Err(Stop::AtIo) => Ok(()),
+            Err(stop) => {
+                let last = first + steps.len().saturating_sub(1);
+                Err(failed(format!(
+                    "steps {first}..={last}: operations have no answer after {PATIENCE:?}: {stop:?}"
+                )))
+            }
+        }
+    }
+
+    /// What clients have found wrong by now comes before how they stopped.
+    pub(super) fn judge<T>(&self, stopped: T) -> Flow<T> {
+        match self.shared.failure.take() {
+            Some(failure) => Err(End::Failed(failure)),
+            None => Ok(stopped),
+        }
+    }
+
+    /// Starts the clients on their steps, of which the first has number `first`.
+    pub(super) fn start_clients(&self, first: usize, steps: &[Step]) -> Vec<JoinHandle<()>> {
         let mut queues: BTreeMap<u64, Vec<(usize, Op, Option<u64>)>> = BTreeMap::new();
         for (index, step) in (first..).zip(steps) {
             if let Step::Client {
@@ -189,49 +218,22 @@ impl Run {
                 queue.push((index, *op, *drop_after));
             }
         }
-        let mut running = Vec::new();
-        for queue in queues.into_values() {
+        let start = |queue: Vec<(usize, Op, Option<u64>)>| {
             let client = Client {
                 shared: self.shared.clone(),
                 store: self.opened(),
                 began: Cell::new(self.shared.passing()),
             };
-            running.push(self.process.spawn(async move {
+            self.process.spawn(async move {
                 for (index, op, drop_after) in queue {
                     if client.shared.has_failed() {
                         return;
                     }
                     client.perform(index, op, drop_after).await;
                 }
-            }));
-        }
-        if let Some(ios) = ios {
-            let stop = self.universe.ios().saturating_add(ios);
-            self.universe.stop_at_io(Some(stop));
-        }
-        let all = async {
-            for handle in running {
-                handle.await;
-            }
+            })
         };
-        let result = self.universe.run_until_within(PATIENCE, all);
-        self.universe.stop_at_io(None);
-        if let Some(failure) = self.shared.failure.take() {
-            return Err(End::Failed(failure));
-        }
-        match result {
-            Ok(()) => Ok(()),
-            Err(Stop::AtIo) => {
-                self.outcome.stopped_at_io = true;
-                Ok(())
-            }
-            Err(stop) => {
-                let last = first + steps.len().saturating_sub(1);
-                Err(failed(format!(
-                    "steps {first}..={last}: operations have no answer after {PATIENCE:?}: {stop:?}"
-                )))
-            }
-        }
+        queues.into_values().map(start).collect()
     }
 
     fn opened(&self) -> Store {
@@ -253,7 +255,7 @@ impl Run {
             }
             Step::CutKeeping { mask, .. } => {
                 self.store = None;
-                self.cut_keeping(*mask);
+                super::exhaustive::cut_keeping(&self.disk, *mask);
                 self.come_back()
             }
             Step::Kill { .. } => {
@@ -292,21 +294,8 @@ impl Run {
         }
     }
 
-    /// Cuts the power in the finest grain that makes few decisions, which the mask's bits take.
-    fn cut_keeping(&mut self, mask: u64) {
-        let few = |grain: &Grain| self.disk.pending(*grain) <= DECISIONS_MAX;
-        let grains = [Grain::Sector, Grain::Page, Grain::Write];
-        let grain = grains.into_iter().find(few).unwrap_or(Grain::Write);
-        let decisions = self.disk.pending(grain);
-        self.outcome.decisions = decisions.min(DECISIONS_MAX);
-        let kept: Vec<bool> = (0..decisions)
-            .map(|decision| mask >> (decision % DECISIONS_MAX) & 1 == 1)
-            .collect();
-        self.disk.power_cut_keeping(grain, &kept);
-    }
-
     /// After a crash: opens the store again and compares everything.
-    fn come_back(&mut self) -> Flow<()> {
+    pub(super) fn come_back(&mut self) -> Flow<()> {
         self.outcome.crashes += 1;
         self.process = self.universe.process();
         self.open()?;
@@ -314,7 +303,7 @@ impl Run {
     }
 
     /// Opens the store; faults may keep it from opening, but not for ever.
-    fn open(&mut self) -> Flow<()> {
+    pub(super) fn open(&mut self) -> Flow<()> {
         for attempt in 0.. {
             let began = self.shared.passing();
             let config = self.config();
@@ -569,6 +558,13 @@ impl Run {
             )
         };
         Ok(wrong.map(report))
+    }
+}
+
+/// Waits for all of them.
+pub(super) async fn all(running: Vec<JoinHandle<()>>) {
+    for handle in running {
+        handle.await;
     }
 }
 

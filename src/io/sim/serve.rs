@@ -38,6 +38,11 @@ impl DiskInner {
                     buf.fill(POISON);
                 }
                 result?;
+                if let Some(address) = op.stray {
+                    state.land_astray(address, &buf);
+                }
+                let scribbled = op.scribble.len().min(buf.len());
+                buf[..scribbled].copy_from_slice(&op.scribble[..scribbled]);
                 self.runtime.trace(content_hash(&buf));
                 Ok(Reply::Filled(buf))
             }
