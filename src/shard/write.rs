@@ -223,7 +223,7 @@ impl<D: Driver> Shard<D> {
         mark("copy between shards");
         let made = self.copy_here(source, target).await;
         let result = match &made {
-            Ok((_, lsn)) if unsettled => self.durable(*lsn).await,
+            Ok((_, lsn)) if unsettled && !planted("old_one_goes_first") => self.durable(*lsn).await,
             Ok(_) => Ok(()),
             Err(error) => Err(error.clone()),
         };
@@ -382,15 +382,9 @@ impl<D: Driver> Shard<D> {
         let mine = |id: &PayloadId| self.0.state.borrow().map.find(id).map(|own| own.generation);
         let won = claims
             .iter()
-            .map(|claim| match planted("older_owner_wins") {
-                true => mine(&claim.id).is_none(),
-                false => mine(&claim.id) < Some(claim.generation),
-            })
+            .map(|claim| mine(&claim.id) < Some(claim.generation))
             .collect();
-        let lost = |claim: &&Claim| {
-            let older = mine(&claim.id).is_some_and(|own| own < claim.generation);
-            older && !planted("older_owner_wins")
-        };
+        let lost = |claim: &&Claim| mine(&claim.id).is_some_and(|own| own < claim.generation);
         let ids: Vec<PayloadId> = claims
             .iter()
             .filter(lost)

@@ -38,8 +38,8 @@ fn ops_on(id: u64) -> [Op; 7] {
         },
         Op::Write {
             id,
-            offset: 4000,
-            len: 100,
+            offset: 4990,
+            len: 4000,
         },
         Op::Truncate { id, size: 4097 },
         Op::Punch {

@@ -108,6 +108,8 @@ struct Generator<'a, 'b> {
     drops: bool,
     far: bool,
     faults: DiskFaults,
+    /// The payloads of the last copy: what is done to a clone or its source is done to them.
+    clone: [u64; 2],
     /// About where each payload's bytes begin and end.
     edges: Vec<Vec<u64>>,
 }
@@ -160,7 +162,7 @@ impl<'a, 'b> Generator<'a, 'b> {
         let settings = Settings {
             seed,
             shards,
-            payloads: 2 + entropy.below(6),
+            payloads: 2 + entropy.below(7),
             segment_bytes,
             dirty_bytes: shards * entropy.pick(&[64 << 10, 128 << 10, 1 << 20, 16 << 20]),
             local_bytes: local,
@@ -183,6 +185,7 @@ impl<'a, 'b> Generator<'a, 'b> {
             drops: entropy.one_in(3),
             far: entropy.one_in(6),
             faults,
+            clone: [0, 1],
             edges: vec![vec![0]; payloads],
             settings,
             entropy,
@@ -216,6 +219,7 @@ impl<'a, 'b> Generator<'a, 'b> {
             ..DiskFaults::default()
         };
         match self.entropy.below(16) {
+            0..=3 if self.class == Class::Damage => self.harm(),
             0..=5 => Step::Cut { ios },
             6..=8 => Step::Kill { ios },
             9..=11 => Step::Reopen,
@@ -223,19 +227,32 @@ impl<'a, 'b> Generator<'a, 'b> {
             13 if self.class == Class::Errors || self.class == Class::Tight => Step::Capacity {
                 bytes: self.entropy.pick(&[0, 1, 20 << 12, 40 << 16, 80 << 16]),
             },
-            13 if self.class == Class::Damage => Step::Harm {
-                harm: self.entropy.pick(&HARMS).1,
-                file: self.entropy.below(64),
-                place: self.entropy.below(1 << 20),
-            },
             14 => Step::Faults(no_faults),
             15 => Step::Faults(self.faults.clone()),
             _ => Step::Cut { ios },
         }
     }
 
+    /// More often to a page than to a whole file: what is left then shows more.
+    fn harm(&mut self) -> Step {
+        let harms = HARMS.map(|it| it.1);
+        let first = self.entropy.pick(&harms);
+        let harm = match first.is_whole_file() {
+            true => self.entropy.pick(&harms),
+            false => first,
+        };
+        Step::Harm {
+            harm,
+            file: self.entropy.below(64),
+            place: self.entropy.below(1 << 20),
+        }
+    }
+
     fn payload(&mut self) -> u64 {
-        self.entropy.below(self.settings.payloads)
+        match self.entropy.one_in(4) {
+            true => self.entropy.pick(&self.clone.clone()),
+            false => self.entropy.below(self.settings.payloads),
+        }
     }
 
     fn offset(&mut self, id: u64) -> u64 {
@@ -311,7 +328,12 @@ impl<'a, 'b> Generator<'a, 'b> {
                 id,
                 size: self.offset(id),
             },
-            3 => Op::Copy { id, target: other },
+            3 => {
+                self.clone = [id, other];
+                // A clone's bytes begin and end where its source's do.
+                self.edges[other as usize] = self.edges[id as usize].clone();
+                Op::Copy { id, target: other }
+            }
             4 => Op::Delete { id },
             5 => Op::Flush { id },
             6 => Op::FlushAll,

@@ -28,6 +28,8 @@ pub(super) struct Observation {
     parts: Vec<(u64, Bytes)>,
     /// Ranges of at most a page that could not be read: `Corrupt`.
     pub(super) corrupt: Vec<(u64, u64, Error)>,
+    /// Whether a read within the size gave another length than was asked for.
+    is_short: bool,
 }
 
 /// Reads a payload, wherever one of the states has something.
@@ -45,14 +47,15 @@ pub(super) async fn observe(
         size,
         parts: Vec::new(),
         corrupt: Vec::new(),
+        is_short: false,
     };
     let Some(size) = size else { return Ok(seen) };
     let mut ranges = ranges(states, size);
     ranges.reverse();
     while let Some((from, to)) = ranges.pop() {
         let len = (to - from) as usize;
-        match store.read_at(id, from, len).await.map(Chunks::into_bytes) {
-            Ok(bytes) => seen.parts.push((from, bytes)),
+        match store.read_at(id, from, len).await {
+            Ok(chunks) => seen.take(from, to, chunks),
             Err(error) if error.kind() == ErrorKind::Corrupt => match middle(from, to) {
                 Some(middle) => ranges.extend([(middle, to), (from, middle)]),
                 None => seen.corrupt.push((from, to, error)),
@@ -99,6 +102,17 @@ fn ranges(states: &[Rc<State>], size: u64) -> Vec<(u64, u64)> {
 }
 
 impl Observation {
+    /// Keeps what was read, in the pieces that it came in.
+    fn take(&mut self, from: u64, to: u64, chunks: Chunks) {
+        let mut at = from;
+        for bytes in chunks {
+            let end = at + bytes.len() as u64;
+            self.parts.push((at, bytes));
+            at = end;
+        }
+        self.is_short |= at != to;
+    }
+
     /// Whether this is what a payload in `state` looks like, where it could be read. Zeros that are
     /// nowhere on disk can always be read.
     pub(super) fn fits(&self, state: &State) -> bool {
@@ -107,7 +121,8 @@ impl Observation {
             Some(content) => {
                 let whole = |part: &(u64, Bytes)| content.matches(part.0, &part.1);
                 let holds_data = |range: &(u64, u64, Error)| content.has_data(range.0, range.1);
-                self.size == Some(content.size)
+                !self.is_short
+                    && self.size == Some(content.size)
                     && self.corrupt.iter().all(holds_data)
                     && self.parts.iter().all(whole)
             }
@@ -120,7 +135,12 @@ impl Observation {
             .iter()
             .map(|state| (**state).as_ref().map(|content| content.size))
             .collect();
-        let mut text = format!("size {:?}, possible {sizes:?}", self.size);
+        let short = if self.is_short {
+            ", reads are short"
+        } else {
+            ""
+        };
+        let mut text = format!("size {:?}, possible {sizes:?}{short}", self.size);
         for (offset, bytes) in &self.parts {
             let what = shared.explain(states, *offset, bytes);
             if !what.is_empty() {

@@ -19,7 +19,7 @@ enum Press {
     Files,
     /// Payloads move between shards, and the power fails meanwhile.
     Moves,
-    /// Commits race each other, the power fails, and some of them are made once more.
+    /// The power fails, and some of what it took is done once more.
     Retries,
     /// Large reads of scattered data, of which parts fail.
     Reads,
@@ -38,7 +38,7 @@ const TEETH: [(&str, Press, u64); 17] = [
     ("dropped_read_frees_buffer", Press::Reads, 300),
     ("free_before_checkpoint", Press::No, 40),
     ("no_generation_in_checksum", Press::Retries, 300),
-    ("older_owner_wins", Press::Moves, 300),
+    ("old_one_goes_first", Press::Moves, 300),
     ("skip_batch_checksum", Press::No, 40),
     ("skip_page_checksum", Press::No, 100),
     ("sync_covers_later_writes", Press::No, 300),
@@ -89,7 +89,7 @@ fn press_step(step: &mut Step, press: Press, rng: &mut fastrand::Rng) {
                 place: rng.u64(..1 << 20),
             };
         }
-        (Press::Moves, Step::Cut { ios } | Step::Kill { ios }) => *ios = rng.u64(1..12),
+        (Press::Moves, Step::Cut { ios } | Step::Kill { ios }) => *ios = rng.u64(1..150),
         (_, Step::Client { op, .. }) => *op = pressed_op(*op, press, rng),
         _ => {}
     }
@@ -123,12 +123,13 @@ fn pressed_op(op: Op, press: Press, rng: &mut fastrand::Rng) -> Op {
     }
 }
 
-/// Rounds of two clients that each change a payload and flush it, a power cut, and one of the two
-/// changes again. Records without data, so that what is done again is the same to the byte.
+/// Rounds of two changes that are appended and not flushed, a power cut, and the first one again,
+/// alone, until it is flushed. Records without data, so that what is done again is the same to the
+/// byte, and what is left of the second has a right predecessor.
 fn plan_of_retries(seed: u64) -> Plan {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let client = |client, op| Step::Client {
-        client,
+    let does = |op| Step::Client {
+        client: 0,
         op,
         drop_after: None,
     };
@@ -136,6 +137,7 @@ fn plan_of_retries(seed: u64) -> Plan {
         settings: Settings {
             seed,
             payloads: 2,
+            flush_after_us: 1000,
             ..Settings::default()
         },
         steps: vec![Step::Faults(DiskFaults {
@@ -143,18 +145,19 @@ fn plan_of_retries(seed: u64) -> Plan {
             ..DiskFaults::default()
         })],
     };
+    let appended = does(Op::Sleep { us: 5000 });
+    let cut = Step::Cut { ios: 1_000_000 };
     for _ in 0..12 {
         let size = 1 + rng.u64(..1000);
-        let change = |id| client(id, Op::Truncate { id, size });
-        let flush = |id| client(id, Op::Flush { id });
-        let cut = |rng: &mut fastrand::Rng| Step::Cut {
-            ios: 1 + rng.u64(..30),
-        };
-        plan.steps
-            .extend([change(0), flush(0), change(1), flush(1), cut(&mut rng)]);
+        let [first, second] = [0, 1].map(|id| does(Op::Truncate { id, size }));
+        let once_more = [first.clone(), appended.clone(), cut.clone()];
+        plan.steps.extend([first.clone(), appended.clone(), second]);
+        plan.steps.extend([appended.clone(), cut.clone()]);
         for _ in 0..rng.u64(..4) {
-            plan.steps.extend([change(0), flush(0), cut(&mut rng)]);
+            plan.steps.extend(once_more.clone());
         }
+        plan.steps
+            .extend([first, does(Op::Flush { id: 0 }), cut.clone()]);
     }
     plan
 }
@@ -249,6 +252,21 @@ fn small_programs_are_clean() {
         panic!("{failure}");
     }
     assert!(campaign.crashes() > 100, "there were crash points");
+}
+
+#[test]
+fn small_programs_catch_planted_bugs() {
+    for (bug, ops) in [
+        ("ack_before_sync", 2),
+        ("directory_not_synced", 2),
+        ("skip_batch_checksum", 1),
+        ("truncate_keeps_extents", 3),
+    ] {
+        arm(Some(bug));
+        let failure = Campaign::new().run_exhaustively(ops, || true);
+        arm(None);
+        assert!(failure.is_some(), "not caught: {bug}");
+    }
 }
 
 #[test]
