@@ -323,6 +323,8 @@ impl Log {
             data_pages: data_pages as u32,
             records_len: records.len() as u32,
             inline_start: inline_start as u32,
+            segment: open.id,
+            epoch: self.params.epoch,
         };
         let page = &mut front[lead..];
         page[BATCH_HEAD..BATCH_HEAD + records.len()].copy_from_slice(&records);

@@ -53,6 +53,8 @@ fn batch_page() -> (BatchHead, Vec<u8>, u32) {
         data_pages: 2,
         records_len: records.len() as u32,
         inline_start: PAGE as u32 - 3,
+        segment: head().segment,
+        epoch: head().epoch,
     };
     let mut page = vec![0xff; PAGE];
     page[BATCH_HEAD..BATCH_HEAD + records.len()].copy_from_slice(records);
