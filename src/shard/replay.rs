@@ -126,7 +126,8 @@ impl<D: Driver> Recovery<'_, D> {
     ) -> Result<()> {
         let Candidate { head, file, .. } = candidate;
         let footer = candidate.footer.take();
-        if let Some(footer) = footer.filter(|footer| is_run(footer, &head, proven)) {
+        let limit = left_over_from(later);
+        if let Some(footer) = footer.filter(|footer| is_run(footer, &head, proven, limit)) {
             mark("segment replayed from its footer");
             for batch in &footer.batches {
                 self.apply(&batch.records, batch.lsn, batch.sum, recovered);
@@ -168,7 +169,8 @@ impl<D: Driver> Recovery<'_, D> {
         let bytes = self.read_segment(file).await?;
         let identity = head.identity();
         let pages = (bytes.len() / PAGE) as u32;
-        // The next segment knows how far this one counts; what is behind that is left over.
+        // The next segments know how far this one counts; what is behind that is left over.
+        let left_over = left_over_from(later);
         let limit = later
             .get(&head.segment.next())
             .map_or(pages, |next| next.head.previous_pages.clamp(1, pages));
@@ -178,7 +180,7 @@ impl<D: Driver> Recovery<'_, D> {
             copy: find_footer(identity, &bytes),
         };
         let (mut next, mut chain) = (head.first_lsn, head.chain);
-        while scan.page < limit {
+        while scan.page < limit && next < left_over {
             match read_batch(identity, &bytes, scan.page, limit, (next, chain)) {
                 Some(batch) if batch.whole || next <= proven => {
                     if !batch.whole {
@@ -203,7 +205,7 @@ impl<D: Driver> Recovery<'_, D> {
                         identity,
                         limit,
                         next,
-                        proven,
+                        last: Lsn(proven.0.min(left_over.0 - 1)),
                         behind,
                     };
                     let before = scan.page;
@@ -234,7 +236,7 @@ impl<D: Driver> Recovery<'_, D> {
         let good = |page: u32| {
             let at = page as usize * PAGE;
             let (head, _) = BatchHead::parse(bad.identity, page, &bad.bytes[at..at + PAGE]).ok()?;
-            (head.lsn > bad.next && head.lsn <= bad.proven.next()).then_some((page, head))
+            (head.lsn > bad.next && head.lsn <= bad.last.next()).then_some((page, head))
         };
         let expected = match (scan.page + 1..bad.limit).find_map(good) {
             Some((page, head)) => {
@@ -243,7 +245,7 @@ impl<D: Driver> Recovery<'_, D> {
             }
             // Nothing good is left here: the segment ends before the bad batch, and the log goes on
             // behind what was promised.
-            None => bad.behind.unwrap_or((bad.proven.next(), 0)),
+            None => bad.behind.unwrap_or((bad.last.next(), 0)),
         };
         // What the checkpoint holds is not lost with its records.
         let first = bad.next.max(recovered.end.next_lsn);
@@ -405,13 +407,22 @@ struct Bad<'a> {
     identity: Identity,
     limit: u32,
     next: Lsn,
-    proven: Lsn,
+    /// The last batch that was proven and may be here.
+    last: Lsn,
     /// What the next segment begins with.
     behind: Option<(Lsn, u32)>,
 }
 
-/// Whether a footer lists a segment's batches without a gap, all of them proven to be durable.
-fn is_run(footer: &Footer, head: &SegmentHead, proven: Lsn) -> bool {
+/// The batch with which later segments begin: where the log has gone on without what an earlier one
+/// holds behind a tear. Segments in between may be gone.
+fn left_over_from(later: &Candidates) -> Lsn {
+    let firsts = later.values().map(|candidate| candidate.head.first_lsn);
+    firsts.min().unwrap_or(Lsn(u64::MAX))
+}
+
+/// Whether a footer lists a segment's batches without a gap, all of them proven to be durable, and
+/// none left over.
+fn is_run(footer: &Footer, head: &SegmentHead, proven: Lsn, left_over: Lsn) -> bool {
     let mut expected = head.first_lsn;
     for batch in &footer.batches {
         if batch.lsn != expected {
@@ -419,7 +430,7 @@ fn is_run(footer: &Footer, head: &SegmentHead, proven: Lsn) -> bool {
         }
         expected = expected.next();
     }
-    expected > head.first_lsn && Lsn(expected.0 - 1) <= proven
+    expected > head.first_lsn && Lsn(expected.0 - 1) <= proven && expected <= left_over
 }
 
 /// The batch that begins at a page, if its head is good and it is the one expected.
