@@ -25,7 +25,7 @@ pub(super) struct Candidate {
     /// Its footer, if it was sealed and the footer is where the next segment says.
     pub(super) footer: Option<Footer>,
     /// The head was bad; what stands here was learnt from the batches.
-    damaged: bool,
+    pub(super) damaged: bool,
 }
 
 impl Candidate {
@@ -68,10 +68,6 @@ impl<D: Driver> Recovery<'_, D> {
                 continue;
             };
             recovered.segments.note_file(file);
-            if candidate.damaged {
-                mark("segment known by its batches");
-                recovered.stats.checksum_failures += 1;
-            }
             if entry.len < self.params.segment_bytes() {
                 mark("segment cut short");
                 self.lengthen(&entry.name).await;

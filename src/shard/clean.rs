@@ -147,7 +147,7 @@ impl<D: Driver> Shard<D> {
     fn pages_to_fill(&self, state: &State) -> u64 {
         let held = state.segments.len();
         let most = self.segments_max(state, Purpose::Clean);
-        let new = most.saturating_sub(held) as u64;
+        let new = (most.saturating_sub(held) as u64).min(MOVED_SEGMENTS_MAX);
         // What is left of the open segment counts only if nobody else may fill it.
         let open = match held > self.segments_max(state, Purpose::Meta) {
             true => state.log.pages_left(),

@@ -125,6 +125,11 @@ impl<D: Driver> Recovery<'_, D> {
         recovered: &mut Recovered,
     ) -> Result<()> {
         let Candidate { head, file, .. } = candidate;
+        // One whose first batch was never promised may be torn, and is no failure.
+        if candidate.damaged && head.first_lsn <= proven {
+            mark("segment known by its batches");
+            recovered.stats.checksum_failures += 1;
+        }
         let footer = candidate.footer.take();
         let limit = left_over_from(later);
         if let Some(footer) = footer.filter(|footer| is_run(footer, &head, proven, limit)) {
