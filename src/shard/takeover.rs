@@ -91,12 +91,9 @@ impl<D: Driver> Recovery<'_, D> {
     }
 
     pub(super) async fn read_segment(&self, file: u64) -> Result<AlignedBuf> {
-        let name = super::files::segment_name(file);
-        let open = self
-            .driver
-            .open(&self.params.path(&name), OpenMode::Existing)
-            .await;
-        let handle = open.map_err(|error| self.failed("read", error))?;
+        let gone = || self.failed("read", io::ErrorKind::NotFound.into());
+        let open = self.open_existing(&segment_name(file)).await?;
+        let handle = open.ok_or_else(gone)?;
         let bytes = self.params.segment_bytes() as usize;
         let mut whole = self.driver.pool().take(bytes);
         let mut offset = 0;
@@ -119,7 +116,7 @@ impl<D: Driver> Recovery<'_, D> {
     async fn read_pages(&self, handle: &D::File, offset: usize, out: &mut [u8]) {
         for (index, page) in out.chunks_exact_mut(PAGE).enumerate() {
             let at = (offset + index * PAGE) as u64;
-            match handle.read(at, self.driver.pool().take(PAGE)).await {
+            match self.read_at(handle, at, PAGE).await {
                 Ok(buf) => page.copy_from_slice(&buf),
                 Err(_) => page.fill(0),
             }
