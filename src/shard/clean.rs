@@ -13,6 +13,7 @@
 //! 3. A victim is given up only by `Segments`, when nothing refers to it; a walk that missed a
 //!    reference costs time, not data.
 
+use super::read::Source;
 use super::space::Purpose;
 use super::{Shard, State};
 use crate::error::{ErrorKind, Result};
@@ -288,7 +289,10 @@ impl<D: Driver> Shard<D> {
     async fn move_range(&self, from: Location, len: u32) -> Result<crate::types::Lsn> {
         let mut sources = Vec::new();
         self.0.state.borrow().located(from, len, &mut sources)?;
+        let read = sources.iter().map(Source::device_bytes).sum::<u64>();
         let bytes = self.join(sources).await?;
+        // One read at most, just counted: so whoever looks at both figures sees both or neither.
+        self.state().stats.cleaning_read_bytes += read;
         let (_, lsn) = self
             .record(Purpose::Clean, RELOCATE_LEN, &bytes, |_, to| {
                 let to = to.expect("a range has at least a byte");

@@ -17,6 +17,7 @@ mod checkpoint;
 mod clean;
 mod commit;
 mod files;
+mod inspect;
 mod meta;
 mod read;
 mod recover;
@@ -334,6 +335,8 @@ impl<D: Driver> Shard<D> {
             }
             Work::Health(reply) => reply.send(Ok(self.health())),
             Work::Verify(reply) => reply.send(self.verify().await),
+            Work::Segments(reply) => reply.send(Ok(self.segments())),
+            Work::DumpSegment { number, reply } => reply.send(self.dump_segment(number).await),
             Work::Close(_) => unreachable!("`serve` takes it"),
         }
     }
