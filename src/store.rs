@@ -148,6 +148,7 @@ impl Store {
         superblock: &Superblock,
     ) -> Result<(Opening, Vec<Ready>)> {
         let count = superblock.shards as usize;
+        let files_open_max = world.files_open_max(count)?;
         let routes = Arc::new(Routes::new(count));
         let mut shards = Vec::new();
         let (peers, controls): (Vec<_>, Vec<_>) = (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
@@ -166,6 +167,7 @@ impl Store {
                 epoch: superblock.epoch,
                 config: config.clone(),
                 routes: routes.clone(),
+                files_open_max,
             };
             let (reply, pending) = slot();
             let life = Life {

@@ -75,6 +75,8 @@ pub(crate) struct Params {
     pub(crate) epoch: Epoch,
     pub(crate) config: Config,
     pub(crate) routes: Arc<Routes>,
+    /// Files that it keeps open at most.
+    pub(crate) files_open_max: usize,
 }
 
 impl Params {
