@@ -160,7 +160,8 @@ impl<D: Driver> Shard<D> {
 
     fn choose_victims(&self, live: &BTreeMap<SegmentId, u64>) -> BTreeSet<SegmentId> {
         let state = self.0.state.borrow();
-        let segment_bytes = state.log.segment_bytes();
+        // What a segment holds at best: what is moved takes no less room than that.
+        let capacity = state.log.data_bytes_of_segment();
         let newest = state.log.end().segment.0;
         let unclaimed = state.map.first_unclaimed();
         let mut candidates: Vec<(f64, SegmentId, u64)> = state
@@ -171,7 +172,7 @@ impl<D: Driver> Shard<D> {
             .filter(|held| !state.upkeep.unmovable.contains(&held.id))
             .filter_map(|held| {
                 let bytes = live.get(&held.id).copied().unwrap_or(0);
-                let used = bytes as f64 / segment_bytes as f64;
+                let used = (bytes as f64 / capacity as f64).min(1.0);
                 let age = (newest - held.id.0 + 1) as f64;
                 let worth = (1.0 - used) * age / (1.0 + used);
                 // Moving something nearly full gains nothing but wear.
@@ -188,13 +189,14 @@ impl<D: Driver> Shard<D> {
             }
             victims.insert(id);
         }
-        // One victim that is moved whole into a segment of its own frees nothing.
-        let gain = victims.len() as u64 * segment_bytes;
+        // One victim that is moved whole into a segment of its own frees nothing, and neither do
+        // several that fill as many: it would be done again, for ever.
+        let gain = victims.len() as u64 * capacity;
         let cost: u64 = victims
             .iter()
             .map(|id| live.get(id).copied().unwrap_or(0))
             .sum();
-        if gain < cost + segment_bytes / 8 {
+        if gain < cost + capacity / 8 {
             BTreeSet::new()
         } else {
             victims
@@ -247,13 +249,12 @@ impl<D: Driver> Shard<D> {
 
     /// Copies ranges to the end of the log, and waits until the copies are durable.
     async fn move_ranges(&self, ranges: &[(Location, u32)]) -> Result<()> {
-        let largest = self.0.state.borrow().log.data_bytes_max() as u32;
-        let largest = largest.min(MOVE_BYTES_MAX);
         let mut last = None;
         for &(at, len) in ranges {
             let mut done = 0;
             while done < len {
-                let part = (len - done).min(largest);
+                let next = self.0.state.borrow().log.data_bytes_next(RELOCATE_LEN) as u32;
+                let part = (len - done).min(next).min(MOVE_BYTES_MAX);
                 let began = self.now();
                 let moved = self.move_range(at.advance(done), part).await;
                 if !self.is_urgent(&self.0.state.borrow()) {
