@@ -35,6 +35,7 @@ use crate::io::Driver;
 use crate::log::checksum::StoreId;
 use crate::log::writer::Log;
 use crate::map::Map;
+use crate::marks::mark;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
@@ -432,7 +433,16 @@ impl<D: Driver> Shard<D> {
         self.room_to_close().await?;
         self.close_batch();
         self.seal();
-        self.checkpoint().await
+        match self.checkpoint().await {
+            // Everything is durable without it: the next opening reads the log's tail instead.
+            Err(error) if error.kind() == ErrorKind::Full => {
+                mark("closed without a checkpoint");
+                let shard = self.0.params.shard.0;
+                tracing::warn!(shard, %error, "closed without a checkpoint");
+                self.flush_all().await
+            }
+            result => result,
+        }
     }
 
     fn close_timed_out(&self) -> Error {
