@@ -30,7 +30,8 @@ pub use config::{Config, DriverKind, RemoteConfig, RetentionPolicy, S3Config};
 pub use error::{Error, ErrorKind, Result};
 pub use payload_id::PayloadId;
 pub use stats::{
-    Extent, ExtentKind, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport,
+    BatchDump, Extent, ExtentKind, Flushed, Health, HealthStatus, LatencySnapshot, Segment,
+    SegmentDump, SegmentState, Stats, VerifyReport,
 };
 pub use store::Store;
 

@@ -6,6 +6,7 @@
 
 use crate::payload_id::PayloadId;
 use crate::types::{Generation, Location, PayloadNo};
+use std::fmt;
 
 /// One change of a shard's map. A batch of the log holds several and is atomic.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,4 +55,63 @@ pub(crate) enum Mutation {
         to: Location,
         len: u32,
     },
+}
+
+/// One line for people who look into a segment.
+impl fmt::Display for Mutation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mutation::Create {
+                payload,
+                generation,
+                id,
+            } => {
+                let (payload, generation) = (payload.0, generation.0);
+                write!(f, "create payload={payload} generation={generation}")?;
+                match id {
+                    Some(id) => write!(f, " id={:?}", id.as_str()),
+                    None => Ok(()),
+                }
+            }
+            Mutation::Write {
+                payload,
+                offset,
+                len,
+                at,
+            } => {
+                let payload = payload.0;
+                write!(
+                    f,
+                    "write payload={payload} offset={offset} len={len} at={at:?}"
+                )
+            }
+            Mutation::Punch {
+                payload,
+                offset,
+                len,
+            } => write!(f, "punch payload={} offset={offset} len={len}", payload.0),
+            Mutation::Truncate { payload, size } => {
+                write!(f, "truncate payload={} size={size}", payload.0)
+            }
+            Mutation::Delete { payload } => write!(f, "delete payload={}", payload.0),
+            Mutation::Copy { source, target } => {
+                write!(f, "copy source={} target={}", source.0, target.0)
+            }
+            Mutation::Splice {
+                source,
+                target,
+                offset,
+                len,
+            } => {
+                let (source, target) = (source.0, target.0);
+                write!(
+                    f,
+                    "splice source={source} target={target} offset={offset} len={len}"
+                )
+            }
+            Mutation::Relocate { from, to, len } => {
+                write!(f, "relocate from={from:?} to={to:?} len={len}")
+            }
+        }
+    }
 }

@@ -99,6 +99,11 @@ impl Segments {
         self.free.len()
     }
 
+    /// The free files.
+    pub(crate) fn free_files(&self) -> impl Iterator<Item = u64> + '_ {
+        self.free.iter().copied()
+    }
+
     /// Takes a file over: it holds this segment now.
     pub(crate) fn hold(&mut self, held: Held) -> Rc<Held> {
         self.next_file = self.next_file.max(held.file + 1);

@@ -73,6 +73,8 @@ pub struct Stats {
     /// Shards.
     pub shards: u64,
     /// Bytes that live payloads refer to; a byte shared by clones counts at least once.
+    ///
+    /// While a checkpoint is written, what it holds counts, too: see `checkpoints_running`.
     pub live_bytes: u64,
     /// Segment files in use.
     pub segments: u64,
@@ -92,10 +94,15 @@ pub struct Stats {
     pub device_syncs: u64,
     /// Live bytes moved by cleaning since the store was opened.
     pub cleaned_bytes: u64,
+    /// Bytes read from the device to move them; part of `device_read_bytes`.
+    pub cleaning_read_bytes: u64,
     /// Segments freed by cleaning since the store was opened.
     pub cleaned_segments: u64,
     /// Checkpoints written since the store was opened.
     pub checkpoints: u64,
+    /// Checkpoints that are being written now. Until they are done they keep what payloads have
+    /// ceased to refer to, and `live_bytes` counts it.
+    pub checkpoints_running: u64,
     /// Bytes of those checkpoints.
     pub checkpoint_bytes: u64,
     /// Extents in the map; shared ones count once.
@@ -112,6 +119,8 @@ pub struct Stats {
     pub shard_stalls: u64,
     /// Shards that refuse writes after a failed write or sync.
     pub shards_poisoned: u64,
+    /// The figures of each shard, in the shards' order; theirs are empty here.
+    pub per_shard: Vec<Stats>,
 }
 
 impl Stats {
@@ -163,8 +172,8 @@ counts! {
     pending_uploads completed_syncs failed_syncs offline_reads_blocked used_size content_count
     total_size available_size average_size shards live_bytes segments segments_free written_bytes
     read_bytes device_written_bytes device_read_bytes batches device_syncs cleaned_bytes
-    cleaned_segments checkpoints checkpoint_bytes extents map_bytes checksum_failures batches_lost
-    stalled_writers shard_stalls shards_poisoned
+    cleaning_read_bytes cleaned_segments checkpoints checkpoints_running checkpoint_bytes extents
+    map_bytes checksum_failures batches_lost stalled_writers shard_stalls shards_poisoned
 }
 
 /// How well the store can do its work.
@@ -254,6 +263,76 @@ pub struct VerifyReport {
     pub bytes_repaired: u64,
     /// Ranges that are bad in every tier.
     pub corrupt: Vec<(crate::PayloadId, Extent)>,
+}
+
+/// What a segment's file is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum SegmentState {
+    /// The log is written to it.
+    Open,
+    /// It is full, and never changes until it is free.
+    Sealed,
+    /// It holds nothing, and waits to be used again.
+    Free,
+}
+
+impl fmt::Display for SegmentState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SegmentState::Open => "open",
+            SegmentState::Sealed => "sealed",
+            SegmentState::Free => "free",
+        })
+    }
+}
+
+/// A segment file; [`Store::segments`](crate::Store::segments) lists them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Segment {
+    /// The shard whose log it is part of.
+    pub shard: u64,
+    /// Its number in that log, never used twice; `None` for a free file.
+    pub number: Option<u64>,
+    /// Its file, relative to the store's directory.
+    pub file: String,
+    /// How often the store had been opened when it was begun; 0 for a free file.
+    pub epoch: u64,
+    /// What it is used for.
+    pub state: SegmentState,
+    /// Pages of 4 KiB that are in use, its footer not counted.
+    pub pages: u64,
+    /// Bytes of it that payloads refer to, as [`Stats::live_bytes`] counts them.
+    pub live_bytes: u64,
+}
+
+/// What stands in a segment's file; [`Store::dump_segment`](crate::Store::dump_segment) reads it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct SegmentDump {
+    /// The segment.
+    pub segment: Segment,
+    /// Its batches, in the order in which they stand.
+    pub batches: Vec<BatchDump>,
+    /// Pages that should be the head of a batch and are not, with the reason.
+    pub unreadable: Vec<(u64, String)>,
+}
+
+/// One batch of a segment: what became durable together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct BatchDump {
+    /// Its number in the shard's log.
+    pub lsn: u64,
+    /// Page of its head.
+    pub page: u64,
+    /// Pages of data behind its head.
+    pub data_pages: u64,
+    /// Every batch up to this one was durable when it was written.
+    pub committed_through: u64,
+    /// Its records, one line each.
+    pub records: Vec<String>,
 }
 
 /// Operations that have a histogram of their own.

@@ -5,6 +5,8 @@
 //! 2. What is sent is done whole or not at all, whether or not anybody still waits for the answer.
 //! 3. No lock is held across an await, and no memory of the caller is ever handed to the kernel.
 
+mod figures;
+
 use crate::RetentionPolicy;
 use crate::chunks::Chunks;
 use crate::config::Config;
@@ -17,7 +19,7 @@ use crate::shard::mailbox::{Receiver, Sender, mailbox};
 use crate::shard::request::{Answers, LayerPart, Request, Work, zeros};
 use crate::shard::slot::{Pending, Reply, slot};
 use crate::shard::{Answer, Claim, Control, Outcome, Params, REQUESTS_MAX, Routes, Shard};
-use crate::stats::{Extent, Flushed, Health, HealthStatus, LatencySnapshot, Stats, VerifyReport};
+use crate::stats::{Extent, Flushed};
 use crate::superblock::{Superblock, begin_epoch};
 use crate::sync::Mutex;
 use crate::types::{PAYLOAD_BYTES_MAX, ShardId};
@@ -146,6 +148,7 @@ impl Store {
         superblock: &Superblock,
     ) -> Result<(Opening, Vec<Ready>)> {
         let count = superblock.shards as usize;
+        let files_open_max = world.files_open_max(count)?;
         let routes = Arc::new(Routes::new(count));
         let mut shards = Vec::new();
         let (peers, controls): (Vec<_>, Vec<_>) = (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
@@ -164,6 +167,7 @@ impl Store {
                 epoch: superblock.epoch,
                 config: config.clone(),
                 routes: routes.clone(),
+                files_open_max,
             };
             let (reply, pending) = slot();
             let life = Life {
@@ -579,83 +583,6 @@ impl Store {
     /// `Closed`.
     pub async fn set_eviction_enabled(&self, _enabled: bool) -> Result<()> {
         self.check_open()
-    }
-
-    /// Reads and checks every live byte, past all caches.
-    ///
-    /// # Errors
-    ///
-    /// `Closed`. Bad bytes are in the report.
-    pub async fn verify(&self) -> Result<VerifyReport> {
-        let mut report = VerifyReport::default();
-        for shard in self.ask_all(Work::Verify).await? {
-            report.payloads += shard.payloads;
-            report.bytes_checked += shard.bytes_checked;
-            report.bytes_repaired += shard.bytes_repaired;
-            report.corrupt.extend(shard.corrupt);
-        }
-        Ok(report)
-    }
-
-    /// The store's figures.
-    ///
-    /// # Errors
-    ///
-    /// `Closed`.
-    pub async fn stats(&self) -> Result<Stats> {
-        let mut stats = Stats::default();
-        for shard in self.ask_all(Work::Stats).await? {
-            stats.merge(&shard);
-        }
-        // What was divided among the shards is given whole.
-        let config = &self.0.config;
-        stats.local_disk_max = config.local_bytes_max.unwrap_or(0);
-        stats.local_mem_max = config.dirty_bytes_max;
-        stats.read_buffer_max = config.read_buffer_bytes;
-        Ok(stats)
-    }
-
-    /// How long operations took since the store was opened.
-    ///
-    /// # Errors
-    ///
-    /// `Closed`.
-    pub async fn latency(&self) -> Result<LatencySnapshot> {
-        let mut latency = LatencySnapshot::empty();
-        for shard in self.ask_all(Work::Latency).await? {
-            latency.merge(&shard);
-        }
-        Ok(latency)
-    }
-
-    /// How well the store can do its work; never fails.
-    pub async fn health(&self) -> Health {
-        let unknown = || Health {
-            status: HealthStatus::Unknown,
-            local: HealthStatus::Unknown,
-            remote: None,
-            reasons: vec!["the store is closed".to_owned()],
-        };
-        let Ok(shards) = self.ask_all(Work::Health).await else {
-            return unknown();
-        };
-        let worst = |shards: &[Health]| {
-            let rank = |status: &HealthStatus| match status {
-                HealthStatus::Unhealthy => 3,
-                HealthStatus::Unknown => 2,
-                HealthStatus::Degraded => 1,
-                HealthStatus::Healthy => 0,
-            };
-            shards.iter().map(|shard| shard.local).max_by_key(rank)
-        };
-        let local = worst(&shards).unwrap_or(HealthStatus::Unknown);
-        let reasons = shards.into_iter().flat_map(|shard| shard.reasons).collect();
-        Health {
-            status: local,
-            local,
-            remote: None,
-            reasons,
-        }
     }
 
     /// Whether the store has a remote tier.

@@ -6,6 +6,7 @@ use crate::io::clock::Clock;
 use crate::io::launch::{Launch, ShardMain, ShardThread, launch};
 use crate::io::lock::DirLock;
 use crate::types::ShardId;
+use nix::sys::resource::{Resource, getrlimit};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
@@ -15,10 +16,24 @@ const READ_ARENA_BYTES: usize = 8 << 20;
 /// Largest arena of a shard; what is beyond comes from the heap.
 const ARENA_BYTES_MAX: usize = 64 << 20;
 
+/// Files that a shard keeps open at most: what a few GiB lie in, and far below the usual limit of
+/// 1,024 descriptors.
+pub(crate) const FILES_OPEN_MAX: usize = 128;
+
+/// Descriptors without which a shard cannot work: its ring, its bell, the directory; the open
+/// segment, one that is read, and one that is made.
+const SHARD_DESCRIPTORS: usize = 6;
+
+/// Descriptors that are left alone: for the directories that are synced, and for the process.
+const SPARE_DESCRIPTORS: usize = 4;
+
 /// Starts the shards of one store.
 pub(crate) trait World {
     /// The time that its drivers tell.
     fn clock(&self) -> Clock;
+
+    /// Files that each of so many shards may keep open; fails where there are too few descriptors.
+    fn files_open_max(&self, shards: usize) -> Result<usize>;
 
     /// Starts a shard, or what runs before the shards.
     fn start<M: ShardMain>(&self, shard: ShardId, config: &Config, main: M) -> Result<Resident>;
@@ -51,6 +66,8 @@ pub(crate) struct Machine {
 impl Machine {
     /// Takes the store's directory, which is made if it is missing, for this process alone.
     pub(crate) fn take(config: &Config) -> Result<Machine> {
+        // Before anything is opened, for the lock and for the shard that reads the directory first.
+        descriptors_left(config.shards.unwrap_or(1))?;
         let mut builder = std::fs::DirBuilder::new();
         builder
             .recursive(true)
@@ -78,6 +95,12 @@ impl World for Machine {
         Clock::Real
     }
 
+    fn files_open_max(&self, shards: usize) -> Result<usize> {
+        let left = descriptors_left(shards)?;
+        // Half of what is left, so that reads of files that are not kept do not wait for them.
+        Ok((left / 2 / shards).clamp(1, FILES_OPEN_MAX))
+    }
+
     fn start<M: ShardMain>(&self, shard: ShardId, config: &Config, main: M) -> Result<Resident> {
         let core = config
             .pin_threads
@@ -94,4 +117,25 @@ impl World for Machine {
         };
         launch(options, main).map(Resident::Thread)
     }
+}
+
+/// Descriptors that are left when so many shards have what they cannot work without.
+fn descriptors_left(shards: usize) -> Result<usize> {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let used = match std::fs::read_dir("/proc/self/fd") {
+        // The directory that is being read is one of them.
+        Ok(open) => open.count().saturating_sub(1),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EMFILE) => limit,
+        // Without /proc none is known.
+        Err(_) => 0,
+    };
+    let needed = used + SPARE_DESCRIPTORS + shards * SHARD_DESCRIPTORS;
+    limit.checked_sub(needed).ok_or_else(|| {
+        let message = format!(
+            "too few file descriptors, raise `ulimit -n`: limit={limit} in_use={used} \
+             needed={needed}"
+        );
+        Error::new(ErrorKind::Full, message)
+    })
 }

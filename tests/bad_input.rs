@@ -127,11 +127,12 @@ fn files_are_private_and_links_are_not_followed() {
             std::os::unix::fs::symlink(&elsewhere, &seg).unwrap();
             before.push((std::fs::read(&elsewhere).unwrap(), elsewhere));
         }
-        if let Ok(store) = open(bench.config()).await {
-            let read = store.read_at(&id("a"), 0, 50_000).await;
-            assert!(read.is_err(), "a link was followed");
-            let _ = store.close().await;
-        }
+        let store = bench.open().await;
+        let read = store.read_at(&id("a"), 0, 50_000).await;
+        assert_kind(read, ErrorKind::Corrupt);
+        let report = store.verify().await.unwrap();
+        assert_eq!(report.corrupt[0].0, id("a"), "{report:?}");
+        store.close().await.unwrap();
         for (bytes, elsewhere) in before {
             assert_eq!(std::fs::read(&elsewhere).unwrap(), bytes);
         }
@@ -208,14 +209,6 @@ fn another_size_of_segments_is_not_believed() {
         store.close().await.unwrap();
         assert_well(&bench).await;
     });
-}
-
-/// CRC-32C, to make superblocks that are right but for what a test changes.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, _| (crc >> 1) ^ (0x82F6_3B78 & (crc & 1).wrapping_neg());
-    !bytes
-        .iter()
-        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }
 
 /// Bytes of a superblock that its checksum covers; the sum stands at 12.
@@ -399,34 +392,55 @@ async fn child_is_refused(dir: &Path) {
     println!("refused: {error}");
 }
 
-/// With too few descriptors operations may fail, and say why; what was flushed is there afterwards.
+/// With too few descriptors a store is not opened, and says what to raise; with enough it works,
+/// however many segments it has.
 async fn child_with_few_descriptors(dir: &Path) {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let mut flushed = 0;
-    for limit in [20, 30, 40, 60] {
+    let mut enough = [false; 2];
+    for limit in (8..=64).step_by(4) {
         setrlimit(Resource::RLIMIT_NOFILE, limit, most).unwrap();
-        for driver in [DriverKind::Auto, DriverKind::Threads] {
-            let mut config = Setup::tiny(driver, 2).config(dir);
-            config.stall_timeout = Duration::from_millis(200);
-            let result = async {
-                let store = open(config).await?;
-                for _ in 0..20 {
-                    let name = id(&format!("p{flushed}"));
-                    store.write_at(&name, 0, pattern(flushed, 30_000)).await?;
-                    store.flush(&name).await?;
-                    flushed += 1;
+        for (index, driver) in [DriverKind::Auto, DriverKind::Threads]
+            .into_iter()
+            .enumerate()
+        {
+            let store = match open(Setup::tiny(driver, 2).config(dir)).await {
+                Ok(store) => store,
+                Err(error) => {
+                    assert!(
+                        !enough[index],
+                        "{limit}, {driver}: less was enough: {error}"
+                    );
+                    assert_eq!(error.kind(), ErrorKind::Full, "{error:?}");
+                    assert!(error.to_string().contains("ulimit -n"), "{error:?}");
+                    println!("{limit} descriptors, {driver}: {error}");
+                    continue;
                 }
-                store.close().await
             };
-            if let Err(error) = result.await {
-                // The cause may be in the error's source.
-                assert!(format!("{error:?}").contains("open files"), "{error:?}");
-                println!("{limit} descriptors, {driver}: {error}");
+            enough[index] = true;
+            for _ in 0..20 {
+                let name = id(&format!("p{flushed}"));
+                store
+                    .write_at(&name, 0, pattern(flushed, 30_000))
+                    .await
+                    .unwrap();
+                store.flush(&name).await.unwrap();
+                flushed += 1;
             }
+            // All at once, from more segments than there are descriptors.
+            let reads = (0..flushed).map(async |n| {
+                assert_payload(&store, &id(&format!("p{n}")), &pattern(n, 30_000)).await;
+            });
+            futures_util::future::join_all(reads).await;
+            assert_eq!(store.stats().await.unwrap().shards_poisoned, 0);
+            store.close().await.unwrap();
         }
     }
+    assert_eq!(
+        enough, [true; 2],
+        "64 descriptors are enough for two shards"
+    );
     setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
-    assert!(flushed >= 20, "only {flushed} payloads were flushed");
     let store = open(Setup::tiny(best_driver(), 2).config(dir))
         .await
         .unwrap();
@@ -434,6 +448,7 @@ async fn child_with_few_descriptors(dir: &Path) {
         let name = id(&format!("p{n}"));
         assert_payload(&store, &name, &pattern(n, 30_000)).await;
     }
+    assert!(store.segments().await.unwrap().len() > 64);
     store.close().await.unwrap();
 }
 

@@ -172,6 +172,27 @@ fn a_reader_that_leaves_early_is_not_an_accident() {
 }
 
 #[test]
+fn whoever_stops_reading_json_is_not_told_off() {
+    let bench = Bench::new();
+    // More than a pipe holds.
+    bench.run(&["truncate", "p", "1"]);
+    for n in 0..100 {
+        bench.run(&["cp", "p", &format!("{n}-{}", "x".repeat(1000))]);
+    }
+    let mut list = bench.command(&["ls", "--json"]);
+    let list = list.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut list = list.spawn().unwrap();
+    list.stdout
+        .take()
+        .unwrap()
+        .read_exact(&mut [0; 10])
+        .unwrap();
+    let output = list.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn holes_stay_holes_both_ways() {
     let bench = Bench::new();
     let file = std::fs::File::create(bench.path("in")).unwrap();
@@ -264,6 +285,7 @@ fn wrong_usage_exits_with_2() {
         &["--driver", "abacus", "ls"],
         &["--remote", "ftp://x", "ls"],
         &["--remote", "file:///tmp/none", "ls"],
+        &["stats", "--watch", "often"],
         &["bench", "--iodepth", "4"],
         &["bench", "--rw", "sideways"],
     ] {
@@ -378,6 +400,241 @@ fn init_decides_for_good() {
     assert_eq!(stats["local_disk_max"], 1 << 30);
     bench.run(&["init"]);
     bench.fail(&["init", "--shards", "2"], 2);
+}
+
+/// What ordinary files give for the same steps.
+struct Model(std::fs::File, PathBuf);
+
+impl Model {
+    fn copy(bench: &Bench, from: &str, name: &str) -> Model {
+        std::fs::copy(bench.path(from), bench.path(name)).unwrap();
+        let path = bench.path(name);
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        Model(file, path)
+    }
+
+    #[track_caller]
+    fn assert_equals(&self, bench: &Bench, id: &str) {
+        bench.run(&["get", id, "out", "-q"]);
+        assert!(
+            bench.read("out") == std::fs::read(&self.1).unwrap(),
+            "{id} differs"
+        );
+    }
+}
+
+// S-7, S-8, S-11, S-13
+#[test]
+fn a_file_that_is_cloned_cut_and_overwritten_is_what_ordinary_files_are() {
+    let bench = Bench::new();
+    bench.file("image", &noise((20 << 20) + 123));
+    let patch: Vec<u8> = noise(3 << 20).into_iter().map(|byte| !byte).collect();
+    bench.file("patch", &patch);
+    let (disk, trial) = (
+        Model::copy(&bench, "image", "m1"),
+        Model::copy(&bench, "image", "m2"),
+    );
+
+    bench.run(&["put", "image", "disk"]);
+    bench.run(&["cp", "disk", "trial"]);
+    bench.run(&["truncate", "trial", "9000001"]);
+    trial.0.set_len(9_000_001).unwrap();
+    bench.run(&["put", "patch", "trial", "--offset", "7000001"]);
+    trial.0.write_all_at(&patch, 7_000_001).unwrap();
+    bench.run(&["truncate", "trial", "16m"]);
+    trial.0.set_len(16 << 20).unwrap();
+    bench.run(&["punch", "trial", "1000003", "2000"]);
+    trial.0.write_all_at(&[0; 2000], 1_000_003).unwrap();
+    bench.run(&["put", "patch", "trial", "--offset", "15m"]);
+    trial.0.write_all_at(&patch, 15 << 20).unwrap();
+    disk.assert_equals(&bench, "disk");
+    trial.assert_equals(&bench, "trial");
+
+    bench.run(&["put", "patch", "disk", "--offset", "4097"]);
+    disk.0.write_all_at(&patch, 4097).unwrap();
+    disk.assert_equals(&bench, "disk");
+    trial.assert_equals(&bench, "trial");
+    bench.run(&["rm", "disk"]);
+    trial.assert_equals(&bench, "trial");
+    bench.run(&["verify"]);
+}
+
+// S-15, S-17, S-20
+#[test]
+fn a_command_that_is_killed_loses_nothing_that_another_has_reported() {
+    const PIECE: usize = 1 << 20;
+    let bench = Bench::new();
+    let old = noise(12 * PIECE);
+    bench.file("image", &old);
+    bench.run(&["put", "image", "disk"]);
+    bench.run(&["cp", "disk", "clone"]);
+    let new: Vec<u8> = old.iter().map(|byte| !byte).collect();
+    let mut overwritten = 0;
+    for round in 0..8 {
+        let mut put = bench.command(&["put", "-", "disk", "--offset", "0"]);
+        let mut put = put.stdin(Stdio::piped()).spawn().unwrap();
+        let mut pipe = put.stdin.take().unwrap();
+        for piece in new.chunks(PIECE).take(2 + round) {
+            pipe.write_all(piece).unwrap();
+        }
+        // It waits for more when this comes, or is at any point before.
+        std::thread::sleep(std::time::Duration::from_millis(7 * round as u64));
+        put.kill().unwrap();
+        put.wait().unwrap();
+        drop(pipe);
+        // Each piece is there wholly or not at all, and the clone has never heard of it.
+        let found = bench.output(&["get", "disk", "-"]).stdout;
+        assert_eq!(found.len(), old.len());
+        for (at, piece) in found.chunks(PIECE).enumerate() {
+            let range = at * PIECE..(at + 1) * PIECE;
+            let is_new = piece == &new[range.clone()];
+            assert!(
+                is_new || piece == &old[range],
+                "round {round}: piece {at} is neither"
+            );
+            overwritten += usize::from(is_new);
+        }
+        assert!(bench.output(&["get", "clone", "-"]).stdout == old);
+        bench.run(&["verify"]);
+        bench.run(&["cp", "clone", "disk"]);
+    }
+    println!("{overwritten} pieces were there");
+}
+
+#[test]
+fn segments_are_listed_and_shown() {
+    let bench = Bench::new();
+    bench.run(&["init", "--shards", "2", "--segment-size", "1m"]);
+    bench.file("in", &noise(3_000_000));
+    bench.run(&["put", "in", "p"]);
+    bench.file("five", b"bytes");
+    bench.run(&["put", "five", "a name"]);
+    let listed = bench.json(&["segments", "ls", "--json"]);
+    let segments = listed["segments"].as_array().unwrap();
+    let held: Vec<&Value> = segments
+        .iter()
+        .filter(|it| it["state"] == "sealed")
+        .collect();
+    let live: u64 = held
+        .iter()
+        .map(|it| it["live_bytes"].as_u64().unwrap())
+        .sum();
+    assert_eq!(live, 3_000_005);
+    assert!(held.len() > 2, "{listed}");
+    let mut records = Vec::new();
+    for segment in &held {
+        let file = bench.path("store").join(segment["file"].as_str().unwrap());
+        assert_eq!(std::fs::metadata(file).unwrap().len(), 1 << 20);
+        let number = segment["segment"].to_string();
+        let shard = segment["shard"].to_string();
+        let args = ["segments", "dump", &number, "--shard", &shard, "--json"];
+        let dumped = bench.json(&args);
+        let dumped = &dumped["segments"][0];
+        assert_eq!(dumped["file"], segment["file"]);
+        assert_eq!(dumped["unreadable"], serde_json::json!([]));
+        let batches = dumped["batches"].as_array().unwrap();
+        assert!(!batches.is_empty(), "{segment}");
+        // Every page is in a batch, but for the segment's own head.
+        let pages: u64 = batches
+            .iter()
+            .map(|it| 1 + it["data_pages"].as_u64().unwrap())
+            .sum();
+        assert_eq!(segment["pages"], pages + 1);
+        for batch in batches {
+            let lines = batch["records"].as_array().unwrap().iter();
+            records.extend(lines.map(|line| line.as_str().unwrap().to_owned()));
+        }
+        let text = bench.run(&["segments", "dump", &number, "--shard", &shard]);
+        assert!(
+            text.starts_with(&format!("shard={shard} segment={number} ")),
+            "{text}"
+        );
+        assert!(text.contains(" data_pages="), "{text}");
+    }
+    let has = |start: &str, end: &str| {
+        let mut records = records.iter();
+        records.any(|record| record.starts_with(start) && record.ends_with(end))
+    };
+    assert!(
+        has("create ", " id=\"p\"") && has("create ", " id=\"a name\""),
+        "{records:?}"
+    );
+    assert!(
+        has("write ", "") && has("truncate ", " size=5"),
+        "{records:?}"
+    );
+    let text = bench.run(&["segments", "ls"]);
+    assert_eq!(text.lines().count(), 1 + segments.len(), "{text}");
+    bench.fail(&["segments", "dump", "999999"], 3);
+    bench.fail(&["segments", "dump", "1", "--shard", "2"], 2);
+    bench.fail(&["segments", "dump", "x"], 2);
+    bench.fail(&["segments"], 2);
+}
+
+// S-33
+#[test]
+fn a_bad_batch_is_shown_as_one() {
+    let bench = Bench::new();
+    bench.run(&["init", "--shards", "1", "--segment-size", "64k"]);
+    bench.file("in", &noise(300_000));
+    bench.run(&["put", "in", "p"]);
+    let listed = bench.json(&["segments", "ls", "--json"]);
+    let segment = &listed["segments"][0];
+    let path = bench.path("store").join(segment["file"].as_str().unwrap());
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&[0xFF], 4096 + 60).unwrap();
+    let number = segment["segment"].to_string();
+    let output = bench.output(&["segments", "dump", &number]);
+    assert_eq!(output.status.code(), Some(5));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("page=1 unreadable: "), "{text}");
+}
+
+// S-34
+#[test]
+fn figures_are_shown_by_shard() {
+    let bench = Bench::new();
+    bench.run(&["init", "--shards", "3"]);
+    for id in ["a", "b", "c", "d", "e"] {
+        bench.run(&["truncate", id, "5"]);
+    }
+    let stats = bench.json(&["stats", "--per-shard", "--json"]);
+    let shards = stats["per_shard"].as_array().unwrap();
+    assert_eq!(shards.len(), 3);
+    for name in ["file_count", "used_size", "segments", "batches"] {
+        let sum: u64 = shards
+            .iter()
+            .map(|shard| shard[name].as_u64().unwrap())
+            .sum();
+        assert_eq!(stats[name], sum, "{name}");
+    }
+    let numbers: Vec<&Value> = shards.iter().map(|shard| &shard["shard"]).collect();
+    assert_eq!(numbers, [0, 1, 2]);
+    let text = bench.run(&["stats", "--per-shard"]);
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("file_count"))
+        .unwrap();
+    assert_eq!(line.split_whitespace().nth(1), Some("5"), "{text}");
+    assert_eq!(line.split_whitespace().count(), 2 + 3, "{text}");
+    assert!(bench.json(&["stats", "--json"])["per_shard"].is_null());
+}
+
+#[test]
+fn figures_can_be_watched() {
+    let bench = Bench::new();
+    let mut watch = bench.command(&["stats", "--watch", "100ms", "--json"]);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = watch.stdout.take().unwrap();
+    let mut objects = serde_json::Deserializer::from_reader(&mut out).into_iter::<Value>();
+    for _ in 0..3 {
+        assert!(objects.next().unwrap().unwrap()["file_count"].is_u64());
+    }
+    let pid = watch.id().to_string();
+    let killed = Command::new("kill").args(["-INT", &pid]).status();
+    assert!(killed.unwrap().success());
+    assert_eq!(watch.wait().unwrap().code(), Some(130));
+    bench.run(&["verify"]);
 }
 
 // S-34

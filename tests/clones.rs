@@ -270,16 +270,8 @@ fn long_chains_of_clones_hold_and_free_their_bytes() {
         for (n, _) in &kept {
             store.delete(&link(*n)).await.unwrap();
         }
-        // A checkpoint that is being written refers to them until it is done.
-        let mut live = store.stats().await.unwrap().live_bytes;
-        for _ in 0..100 {
-            if live == 0 {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            live = store.stats().await.unwrap().live_bytes;
-        }
-        assert_eq!(live, 0);
+        let stats = exact_stats(&store).await;
+        assert_eq!((stats.live_bytes, stats.extents), (0, 0));
         store.close().await.unwrap();
     });
 }
@@ -417,7 +409,6 @@ fn a_clone_of_a_changing_source_is_one_point_in_time() {
     });
 }
 
-// scenario 73
 // S-11, S-12
 #[test]
 fn copies_in_opposite_directions_do_not_wait_for_each_other() {

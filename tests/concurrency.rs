@@ -1,4 +1,5 @@
-//! Many callers on one store on real files. Contract clauses 6, 20 and 21, scenarios 21 to 30.
+//! Many callers on one store on real files. Contract clauses 6, 20 and 21, scenarios 21 to 28 and
+//! 30.
 
 mod common;
 
@@ -242,7 +243,6 @@ fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-// scenario 29
 // S-21
 #[test]
 fn a_dropped_operation_happens_whole_or_not_at_all() {
@@ -282,7 +282,6 @@ fn a_dropped_operation_happens_whole_or_not_at_all() {
     });
 }
 
-// scenario 29
 // S-20, S-21
 #[test]
 fn dropping_an_opening_leaves_the_store_as_it_was() {

@@ -118,11 +118,12 @@ fn a_torn_last_batch_is_cut_wherever_it_is_torn() {
         make_tail(&bench, COUNT, LEN).await;
         let image = Image::take(&bench.dir());
         let segments = image.named("seg-");
-        // A file in reserve holds nothing.
-        let segment = segments
-            .iter()
-            .find(|name| last_page(&image.0[*name]) > 0)
-            .unwrap();
+        // One file holds the log; any other is in reserve, and every byte of it is zero.
+        let is_used = |name: &&PathBuf| image.0[*name].iter().any(|byte| *byte != 0);
+        let used: Vec<&PathBuf> = segments.iter().filter(is_used).collect();
+        let [segment] = used[..] else {
+            panic!("the log lies in {used:?}");
+        };
         let bytes = &image.0[segment];
         let end = (last_page(bytes) + 1) * PAGE;
         // A batch of one such write has a head page and two pages of data.
@@ -151,7 +152,7 @@ fn a_torn_last_batch_is_cut_wherever_it_is_torn() {
     });
 }
 
-// scenario 113, scenario 114, scenario 115
+// scenario 114
 // S-5, S-33
 #[test]
 fn flipped_bits_are_never_data_and_harm_no_other_payload() {
@@ -244,6 +245,229 @@ async fn check_damaged(bench: &Bench, count: u64, len: usize, at: usize) -> bool
     store.flush(&id("new")).await.unwrap();
     store.close().await.unwrap();
     !bad.is_empty()
+}
+
+/// A header of the log, in the bytes of its segment's file: how its checksum is made, so that a
+/// test can change a field and have the checksum right.
+#[derive(Clone, Copy, Debug)]
+enum Header {
+    Segment,
+    /// Of the batch, or the footer, at this page.
+    Batch(usize),
+    Footer(usize),
+}
+
+impl Header {
+    /// Puts the right checksum on a header that was changed, over as many bytes as it announces if
+    /// they are there.
+    fn seal(self, file: &mut [u8]) {
+        let identity = crc32c(&[&file[16..34], &file[40..56]].concat());
+        let bound = |page: usize, bytes: &[u8]| {
+            let place = (page as u64) << 32 | u64::from(identity);
+            crc32c(bytes) ^ crc32c(&place.to_le_bytes())
+        };
+        let (at, sum_at, sum) = match self {
+            Header::Segment => {
+                file[12..16].fill(0);
+                (0, 12, crc32c(&file[..72]))
+            }
+            Header::Batch(page) => {
+                let at = page * PAGE;
+                file[at + 4..at + 8].fill(0);
+                (at, 4, bound(page, &file[at..at + PAGE]))
+            }
+            Header::Footer(page) => {
+                let at = page * PAGE;
+                file[at + 8..at + 12].fill(0);
+                let len = u32::from_le_bytes(file[at + 12..at + 16].try_into().unwrap());
+                let end = (at + len as usize).min(file.len());
+                (at, 8, bound(page, &file[at..end]))
+            }
+        };
+        file[at + sum_at..at + sum_at + 4].copy_from_slice(&sum.to_le_bytes());
+    }
+
+    /// Where its fields of 4 and of 8 bytes stand, from the start of its page.
+    fn fields(self) -> (&'static [usize], &'static [usize]) {
+        match self {
+            Header::Segment => (&[36, 64, 68], &[40, 48, 56]),
+            Header::Batch(_) => (&[24, 28, 32, 36], &[8, 16]),
+            Header::Footer(_) => (&[12, 16, 20], &[24]),
+        }
+    }
+
+    fn page(self) -> usize {
+        match self {
+            Header::Segment => 0,
+            Header::Batch(page) | Header::Footer(page) => page,
+        }
+    }
+}
+
+/// The headers of a segment's file.
+fn headers(file: &[u8]) -> Vec<Header> {
+    let mut headers = vec![Header::Segment];
+    for (index, page) in file.chunks(PAGE).enumerate() {
+        match page {
+            _ if page.starts_with(b"RBAT") => headers.push(Header::Batch(index)),
+            _ if page.starts_with(b"RINGFTR\0") => headers.push(Header::Footer(index)),
+            _ => {}
+        }
+    }
+    headers
+}
+
+/// A store with a checkpoint of its payloads, all in sealed segments.
+async fn make_sealed(bench: &Bench, count: u64, len: usize) {
+    make_tail(bench, count, len).await;
+    let store = bench.reopen(bench.open().await).await;
+    store.close().await.unwrap();
+}
+
+// scenario 113
+// S-33
+#[test]
+fn absurd_lengths_under_right_checksums_are_refused_within_bounds() {
+    const COUNT: u64 = 6;
+    const LEN: usize = 9000;
+    for sealed in [true, false] {
+        let bench = Bench::small();
+        run(async {
+            match sealed {
+                true => make_sealed(&bench, COUNT, LEN).await,
+                false => make_tail(&bench, COUNT, LEN).await,
+            }
+            let image = Image::take(&bench.dir());
+            let mut changed = 0;
+            for path in image.named("seg-") {
+                let good = &image.0[&path];
+                if last_page(good) == 0 {
+                    continue;
+                }
+                for header in headers(good) {
+                    let mut same = good.clone();
+                    header.seal(&mut same);
+                    assert!(
+                        same == *good,
+                        "{path:?} {header:?}: the test's checksum is wrong"
+                    );
+                    // A tail's own beginning and end cannot be told from a torn one.
+                    if !sealed && !matches!(header, Header::Batch(_)) {
+                        continue;
+                    }
+                    let (short, long) = header.fields();
+                    let short = short.iter().map(|at| (*at, 4));
+                    for (at, width) in short.chain(long.iter().map(|at| (*at, 8))) {
+                        for value in [u64::MAX, 0xFFFF] {
+                            let mut bad = good.clone();
+                            let at = header.page() * PAGE + at;
+                            bad[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
+                            header.seal(&mut bad);
+                            std::fs::write(&path, bad).unwrap();
+                            opens_within_bounds(&bench, COUNT, LEN, (header, at, value)).await;
+                            image.restore(&bench.dir());
+                            changed += 1;
+                        }
+                    }
+                }
+            }
+            assert!(changed > 50, "{changed}");
+        });
+    }
+}
+
+/// A store with one header that lies opens: what it shows is right, and it goes on.
+async fn opens_within_bounds(bench: &Bench, count: u64, len: usize, lie: (Header, usize, u64)) {
+    let store = match open(bench.config()).await {
+        Ok(store) => store,
+        Err(error) => panic!("{lie:?}: the store does not open: {error:?}"),
+    };
+    let mut right = 0;
+    for n in 0..count {
+        match read_all(&store, &part(n)).await {
+            Ok(found) => {
+                assert_bytes(&found, &pattern(n, len), (part(n), lie));
+                right += 1;
+            }
+            Err(error) => {
+                let kinds = [ErrorKind::Corrupt, ErrorKind::NotFound];
+                assert!(kinds.contains(&error.kind()), "{lie:?}: {error:?}");
+            }
+        }
+    }
+    // No lie costs more than the payload in its own batch.
+    assert!(
+        right + 1 >= count,
+        "{lie:?}: only {right} of {count} are right"
+    );
+    write(&store, &id("new"), 0, b"goes on").await;
+    let store = bench.reopen(store).await;
+    assert_payload(&store, &id("new"), b"goes on").await;
+    store.close().await.unwrap();
+}
+
+// scenario 115
+// S-5, S-33
+#[test]
+fn flips_of_identities_and_moved_pages_are_noticed() {
+    const COUNT: u64 = 12;
+    const LEN: usize = 9000;
+    let bench = Bench::small();
+    run(async {
+        make_sealed(&bench, COUNT, LEN).await;
+        let image = Image::take(&bench.dir());
+        let has_batch = |path: &PathBuf| {
+            let mut pages = image.0[path].chunks(PAGE);
+            pages.position(|page| page.starts_with(b"RBAT"))
+        };
+        let paths = image.named("seg-");
+        let path = paths.iter().find(|path| has_batch(path).is_some()).unwrap();
+        let good = &image.0[path];
+        let batch = has_batch(path).unwrap() * PAGE;
+        // Store, shard, segment, epoch and order of the segment; order and chain of a batch.
+        for byte in (16..72).chain(batch + 8..batch + 28) {
+            for bit in [0, 3, 7] {
+                let mut bad = good.clone();
+                bad[byte] ^= 1 << bit;
+                std::fs::write(path, bad).unwrap();
+                check_damaged(&bench, COUNT, LEN, byte).await;
+                image.restore(&bench.dir());
+            }
+        }
+        // A good page in another's place, with the checksum that it was written with.
+        let mut noticed = 0;
+        for path in image.named("seg-") {
+            let good = &image.0[&path];
+            // Where the first page of a payload lies in this file, for the first two that do.
+            let lies = (0..COUNT).filter_map(|n| {
+                let bytes = &pattern(n, LEN)[..PAGE];
+                Some((n, good.chunks(PAGE).position(|page| page == bytes)?))
+            });
+            let [one, other] = lies.take(2).collect::<Vec<_>>()[..] else {
+                continue;
+            };
+            let mut swapped = good.clone();
+            for (to, from) in [(one.1, other.1), (other.1, one.1)] {
+                let page = &good[from * PAGE..][..PAGE];
+                swapped[to * PAGE..][..PAGE].copy_from_slice(page);
+            }
+            std::fs::write(&path, swapped).unwrap();
+            let store = bench.open().await;
+            for n in 0..COUNT {
+                match read_all(&store, &part(n)).await {
+                    Ok(found) => assert_bytes(&found, &pattern(n, LEN), part(n)),
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+                        assert!([one.0, other.0].contains(&n), "{n}");
+                        noticed += 1;
+                    }
+                }
+            }
+            store.close().await.unwrap();
+            image.restore(&bench.dir());
+        }
+        assert!(noticed >= 2, "{noticed}");
+    });
 }
 
 // scenario 118

@@ -119,6 +119,9 @@ pub(crate) enum Command {
     },
     /// Show the store's figures
     Stats {
+        /// With those of each shard
+        #[arg(long)]
+        per_shard: bool,
         /// Again every so many seconds, until interrupted
         #[arg(long, value_name = "TIME", value_parser = parse_time)]
         watch: Option<Duration>,
@@ -127,8 +130,27 @@ pub(crate) enum Command {
     Health,
     /// Read and check every live byte; exit code 5 when some are bad
     Verify,
+    /// Look into the log: which segments there are, and what stands in them
+    Segments {
+        #[command(subcommand)]
+        command: Segments,
+    },
     /// Measure; without options: a tour that writes, clones, cuts, reads back and verifies
     Bench(Box<BenchArgs>),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Segments {
+    /// List the segments of all shards and their files
+    Ls,
+    /// Show the batches and records of a segment, as its file has them
+    Dump {
+        /// Number of the segment; shards number theirs apart
+        number: u64,
+        /// Only this shard's segment of that number
+        #[arg(long)]
+        shard: Option<u64>,
+    },
 }
 
 #[derive(Args, Debug)]

@@ -4,8 +4,6 @@
 //! 1. Results go to standard output, logs, progress and errors to standard error.
 //! 2. What a command reports as done is durable: the store was closed before.
 //! 3. Nothing here is known to the library, and nothing of the library's inside is known here.
-//!
-//! Deliberately not here: `segments`, which needs the inside of the log.
 
 mod args;
 mod bench;
@@ -17,6 +15,7 @@ mod outcome;
 mod payloads;
 mod progress;
 mod report;
+mod segments;
 mod settings;
 mod sparse;
 mod units;
@@ -122,9 +121,12 @@ async fn on_store(store: &Store, global: &Global, command: Command) -> anyhow::R
         Command::Ls { prefix, long } => payloads::list(store, prefix.as_deref(), long).await,
         Command::Stat { id, extents } => payloads::stat(store, &id, extents).await,
         Command::Flush { id, .. } => payloads::flush(store, id.as_ref()).await,
-        Command::Stats { watch } => report::stats(store, watch, global.json).await,
+        Command::Stats { per_shard, watch } => {
+            report::stats(store, per_shard, watch, global.json).await
+        }
         Command::Health => report::health(store).await,
-        Command::Verify => report::verify(store).await,
+        Command::Verify => report::verify(store, global).await,
+        Command::Segments { command } => segments::run(store, &command).await,
         Command::Bench(_) | Command::Doctor | Command::Init(_) => {
             unreachable!("these open no store, or their own")
         }

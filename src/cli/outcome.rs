@@ -187,8 +187,11 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
 /// Whether somebody stopped reading what we print, which is their right.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+        let io = cause.downcast_ref::<std::io::Error>();
+        // What stopped the writing of JSON is hidden in the error of the writer.
+        let json = cause.downcast_ref::<serde_json::Error>();
+        let kind = io.map(std::io::Error::kind);
+        let kind = kind.or_else(|| json.and_then(serde_json::Error::io_error_kind));
+        kind == Some(std::io::ErrorKind::BrokenPipe)
     })
 }

@@ -1,10 +1,15 @@
 //! The commands that ask the store about itself.
 
+use super::args::Global;
 use super::outcome::{Code, Report};
+use super::progress;
 use super::units::{show_count, show_size, show_time};
-use ringstore::{HealthStatus, LatencySnapshot, Stats, Store};
+use ringstore::{HealthStatus, LatencySnapshot, Stats, Store, VerifyReport};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
+
+/// Pause between two looks at how far something is.
+const BAR_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Quantiles of the engine's own histograms, which have two digits.
 const QUANTILES: [(&str, f64); 4] = [
@@ -16,6 +21,7 @@ const QUANTILES: [(&str, f64); 4] = [
 
 pub(crate) async fn stats(
     store: &Store,
+    per_shard: bool,
     watch: Option<Duration>,
     json: bool,
 ) -> anyhow::Result<Report> {
@@ -23,8 +29,21 @@ pub(crate) async fn stats(
         let stats = store.stats().await?;
         let latency = store.latency().await?;
         let mut fields = stats_json(&stats);
+        if per_shard {
+            let shards = stats.per_shard.iter().enumerate().map(|(number, shard)| {
+                let mut fields = stats_json(shard);
+                fields.insert("shard".to_owned(), number.into());
+                Value::Object(fields)
+            });
+            fields.insert("per_shard".to_owned(), shards.collect());
+        }
         fields.insert("latency".to_owned(), latency_json(&latency));
-        let text = format!("{}\n\n{}", stats_text(&stats), latency_text(&latency));
+        let shards = match per_shard {
+            true => &stats.per_shard[..],
+            false => &[],
+        };
+        let table = stats_text(&stats, shards);
+        let text = format!("{table}\n\n{}", latency_text(&latency));
         let report = Report::answer(text.trim_end().to_owned(), Value::Object(fields));
         let Some(every) = watch else {
             return Ok(report);
@@ -66,14 +85,24 @@ fn is_bytes(name: &str) -> bool {
     name.ends_with("_bytes") || OLD.contains(&name) || name == "average_size"
 }
 
-fn stats_text(stats: &Stats) -> String {
+/// A line for each figure: the store's, or the store's and each shard's side by side.
+fn stats_text(stats: &Stats, shards: &[Stats]) -> String {
     let mut lines = vec![format!("{:<24}{:>16}", "driver", stats.driver)];
-    for (name, count) in stats.counts() {
-        let shown = match is_bytes(name) {
-            true => format!("  {}", show_size(count)),
-            false => String::new(),
-        };
-        lines.push(format!("{name:<24}{count:>16}{shown}"));
+    if !shards.is_empty() {
+        let mut head = format!("{:<24}{:>16}", "", "store");
+        (0..shards.len()).for_each(|number| head += &format!("{:>16}", format!("shard {number}")));
+        lines.push(head);
+    }
+    let columns: Vec<Vec<(&str, u64)>> = shards.iter().map(Stats::counts).collect();
+    for (index, (name, count)) in stats.counts().into_iter().enumerate() {
+        let mut line = format!("{name:<24}{count:>16}");
+        for column in &columns {
+            line += &format!("{:>16}", column[index].1);
+        }
+        if columns.is_empty() && is_bytes(name) {
+            line += &format!("  {}", show_size(count));
+        }
+        lines.push(line);
     }
     lines.join("\n")
 }
@@ -150,8 +179,26 @@ pub(crate) async fn health(store: &Store) -> anyhow::Result<Report> {
     Ok(Report::answer(text, fields).with_code(code))
 }
 
-pub(crate) async fn verify(store: &Store) -> anyhow::Result<Report> {
-    let report = store.verify().await?;
+/// Reads everything, with a bar: how far it is shows in what was read from the device.
+async fn verified(store: &Store, global: &Global) -> anyhow::Result<VerifyReport> {
+    let before = store.stats().await?;
+    let bar = progress::bytes(global, "verify", Some(before.live_bytes));
+    let mut verifying = std::pin::pin!(store.verify());
+    let report = loop {
+        tokio::select! {
+            report = &mut verifying => break report?,
+            () = tokio::time::sleep(BAR_INTERVAL) => {
+                let read = store.stats().await?.device_read_bytes;
+                bar.set_position((read - before.device_read_bytes).min(before.live_bytes));
+            }
+        }
+    };
+    bar.finish_and_clear();
+    Ok(report)
+}
+
+pub(crate) async fn verify(store: &Store, global: &Global) -> anyhow::Result<Report> {
+    let report = verified(store, global).await?;
     let mut text = format!(
         "{} payloads, {} checked, {} repaired, {} ranges corrupt",
         report.payloads,

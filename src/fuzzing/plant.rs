@@ -74,6 +74,7 @@ pub(super) fn params() -> Params {
         epoch: Epoch(1),
         config: config(Path::new("")),
         routes: Arc::new(Routes::new(1)),
+        files_open_max: 8,
     }
 }
 

@@ -139,6 +139,30 @@ impl Log {
         (self.params.batch_pages_max as usize - 1) * PAGE
     }
 
+    /// How much of a larger write goes into the log next: what the open segment has room for, if it
+    /// has any, so that no segment is left half empty because a whole batch did not fit.
+    pub(crate) fn data_bytes_next(&self, records_len: usize) -> usize {
+        let largest = self.data_bytes_max();
+        let Some(open) = &self.open else {
+            return largest;
+        };
+        // A page more for the head of a batch of its own.
+        let used = open.next_page as usize + self.open_batch_pages() + 1;
+        match self.room(open, records_len).saturating_sub(used) {
+            0 => largest,
+            pages => largest.min(pages * PAGE),
+        }
+    }
+
+    /// Bytes of data that a segment holds when it is filled with the largest batches.
+    pub(crate) fn data_bytes_of_segment(&self) -> u64 {
+        let pages = self.params.segment_pages;
+        let footer = Footer::encoded_len(pages, 1, 0).div_ceil(PAGE) as u32;
+        let batches = pages - 1 - footer;
+        let heads = batches.div_ceil(self.params.batch_pages_max);
+        u64::from(batches - heads) * PAGE as u64
+    }
+
     /// Bytes of a segment's file.
     pub(crate) fn segment_bytes(&self) -> u64 {
         u64::from(self.params.segment_pages) * PAGE as u64

@@ -76,6 +76,11 @@ impl Upkeep {
         }
     }
 
+    /// Whether one is being written, which holds on to what it found.
+    pub(super) fn is_checkpointing(&self) -> bool {
+        self.checkpointing
+    }
+
     /// Bytes of the files of all checkpoints that are kept.
     pub(super) fn checkpoint_bytes(&self) -> u64 {
         self.kept.iter().map(|(_, bytes)| bytes).sum()

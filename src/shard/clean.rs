@@ -13,6 +13,7 @@
 //! 3. A victim is given up only by `Segments`, when nothing refers to it; a walk that missed a
 //!    reference costs time, not data.
 
+use super::read::Source;
 use super::space::Purpose;
 use super::{Shard, State};
 use crate::error::{ErrorKind, Result};
@@ -186,7 +187,8 @@ impl<D: Driver> Shard<D> {
     /// The segments that are most worth moving, those first.
     fn choose_victims(&self, live: &BTreeMap<SegmentId, u64>) -> Vec<SegmentId> {
         let state = self.0.state.borrow();
-        let segment_bytes = state.log.segment_bytes();
+        // What a segment holds at best: what is moved takes no less room than that.
+        let capacity = state.log.data_bytes_of_segment();
         let newest = state.log.end().segment.0;
         let unclaimed = state.map.first_unclaimed();
         let mut candidates: Vec<(f64, SegmentId, u64)> = state
@@ -197,7 +199,7 @@ impl<D: Driver> Shard<D> {
             .filter(|held| !state.upkeep.unmovable.contains(&held.id))
             .filter_map(|held| {
                 let bytes = live.get(&held.id).copied().unwrap_or(0);
-                let used = bytes as f64 / segment_bytes as f64;
+                let used = (bytes as f64 / capacity as f64).min(1.0);
                 let age = (newest - held.id.0 + 1) as f64;
                 let worth = (1.0 - used) * age / (1.0 + used);
                 // Moving something nearly full gains nothing but wear.
@@ -232,9 +234,11 @@ impl<D: Driver> Shard<D> {
                 victims.insert(id);
             }
         }
-        // One victim that is moved whole into a segment of its own frees nothing.
-        let gain = victims.len() as u64 * state.log.segment_bytes();
-        match gain < moved + state.log.segment_bytes() / 8 {
+        // One victim that is moved whole into a segment of its own frees nothing, and neither do
+        // several that fill as many: it would be done again, for ever.
+        let capacity = state.log.data_bytes_of_segment();
+        let gain = victims.len() as u64 * capacity;
+        match gain < moved + capacity / 8 {
             true => BTreeSet::new(),
             false => victims,
         }
@@ -287,13 +291,12 @@ impl<D: Driver> Shard<D> {
 
     /// Copies ranges to the end of the log, and waits until the copies are durable.
     async fn move_ranges(&self, ranges: &[(Location, u32)]) -> Result<()> {
-        let largest = self.0.state.borrow().log.data_bytes_max() as u32;
-        let largest = largest.min(MOVE_BYTES_MAX);
         let mut last = None;
         for &(at, len) in ranges {
             let mut done = 0;
             while done < len {
-                let part = (len - done).min(largest);
+                let next = self.0.state.borrow().log.data_bytes_next(RELOCATE_LEN) as u32;
+                let part = (len - done).min(next).min(MOVE_BYTES_MAX);
                 let began = self.now();
                 let moved = self.move_range(at.advance(done), part).await;
                 if !self.is_urgent(&self.0.state.borrow()) {
@@ -329,7 +332,10 @@ impl<D: Driver> Shard<D> {
     async fn move_range(&self, from: Location, len: u32) -> Result<crate::types::Lsn> {
         let mut sources = Vec::new();
         self.0.state.borrow().located(from, len, &mut sources)?;
+        let read = sources.iter().map(Source::device_bytes).sum::<u64>();
         let bytes = self.join(sources).await?;
+        // One read at most, just counted: so whoever looks at both figures sees both or neither.
+        self.state().stats.cleaning_read_bytes += read;
         let (_, lsn) = self
             .record(Purpose::Clean, RELOCATE_LEN, &bytes, |_, to| {
                 let to = to.expect("a range has at least a byte");

@@ -1,7 +1,10 @@
 //! The segment files of one shard: names, and a bounded set of open handles.
 //!
-//! Invariant: a handle that was given out stays valid for as long as its holder keeps it, whatever
-//! the set forgets.
+//! Invariants:
+//! 1. A handle that was given out stays valid for as long as its holder keeps it, whatever the set
+//!    forgets.
+//! 2. A want of descriptors is no failure of the disk: a segment that exists is opened once there
+//!    is one, and what is not there yet is made later.
 
 use super::Params;
 use crate::io::{Driver, OpenMode};
@@ -10,9 +13,10 @@ use crate::types::NUMBER_MAX;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::time::Duration;
 
-/// Handles kept open per shard. The usual limit of a process is 1,024 descriptors.
-const OPEN_MAX: usize = 128;
+/// Pause before a file is opened again for which there was no descriptor.
+const RETRY_DELAY: Duration = Duration::from_millis(5);
 
 /// Name of the file that holds segments, by number.
 pub(super) fn segment_name(file: u64) -> String {
@@ -55,16 +59,32 @@ impl<D: Driver> Files<D> {
         self.params.path(&segment_name(file))
     }
 
-    /// A handle of an existing file.
+    /// A handle of an existing file. Waits for as long as the process has no descriptor to spare.
     pub(super) async fn open(&self, number: u64) -> io::Result<D::File> {
-        if let Some(file) = self.open.borrow().by_number.get(&number) {
-            return Ok(file.clone());
+        let path = self.path(number);
+        let mut waits = false;
+        loop {
+            if let Some(file) = self.open.borrow().by_number.get(&number) {
+                return Ok(file.clone());
+            }
+            match self.open_path(&path, OpenMode::Existing).await {
+                Ok(file) => {
+                    self.keep(number, file.clone());
+                    return Ok(file);
+                }
+                Err(error) if is_exhausted(&error) => {
+                    if !std::mem::replace(&mut waits, true) {
+                        mark("waits for a descriptor");
+                        tracing::warn!(
+                            shard = self.params.shard.0,
+                            "out of file descriptors, raise `ulimit -n`: waiting for one"
+                        );
+                    }
+                    self.driver.sleep(RETRY_DELAY).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let file = self
-            .open_path(&self.path(number), OpenMode::Existing)
-            .await?;
-        self.keep(number, file.clone());
-        Ok(file)
     }
 
     /// Opens a file; where descriptors have run out, the ones kept here go first.
@@ -77,10 +97,8 @@ impl<D: Driver> Files<D> {
 
     /// Closes what is kept if that is what an error asks for; says whether it helped.
     fn shed(&self, error: &io::Error) -> bool {
-        use nix::libc::{EMFILE, ENFILE};
-        let exhausted = matches!(error.raw_os_error(), Some(EMFILE | ENFILE));
         let mut open = self.open.borrow_mut();
-        let helps = exhausted && !open.by_number.is_empty();
+        let helps = is_exhausted(error) && !open.by_number.is_empty();
         if helps {
             mark("open files shed");
             open.by_number.clear();
@@ -95,7 +113,7 @@ impl<D: Driver> Files<D> {
         if open.by_number.insert(number, file).is_none() {
             open.oldest.push_back(number);
         }
-        while open.by_number.len() > OPEN_MAX {
+        while open.by_number.len() > self.params.files_open_max {
             let Some(oldest) = open.oldest.pop_front() else {
                 return;
             };
@@ -109,4 +127,10 @@ impl<D: Driver> Files<D> {
         open.by_number.remove(&number);
         open.oldest.retain(|kept| *kept != number);
     }
+}
+
+/// Whether there was no descriptor, for this process or at all.
+fn is_exhausted(error: &io::Error) -> bool {
+    use nix::libc::{EMFILE, ENFILE};
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }

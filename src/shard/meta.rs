@@ -143,6 +143,7 @@ impl<D: Driver> Shard<D> {
         stats.driver = self.0.driver.name().to_owned();
         stats.shards = 1;
         stats.live_bytes = state.map.live.total();
+        stats.checkpoints_running = u64::from(state.upkeep.is_checkpointing());
         stats.segments = state.segments.len() as u64;
         stats.segments_free =
             state.segments.files_free() as u64 + u64::from(state.space.has_spare());

@@ -38,6 +38,19 @@ pub(super) enum Source {
     Device(DevicePart),
 }
 
+impl Source {
+    /// Bytes that are read from the device for it, checksums at hand.
+    pub(super) fn device_bytes(&self) -> u64 {
+        match self {
+            Source::Device(part) => {
+                let (_, count) = pages_of(part.at.offset(), part.len);
+                u64::from(count) * PAGE as u64
+            }
+            Source::Zeros(_) | Source::Absent(..) | Source::Memory(_) => 0,
+        }
+    }
+}
+
 /// Bytes in a segment on the device.
 pub(super) struct DevicePart {
     pub(super) held: Rc<Held>,
@@ -211,7 +224,7 @@ impl<D: Driver> Shard<D> {
         Ok(buf.freeze().slice(start..start + part.len as usize))
     }
 
-    async fn read_pages(
+    pub(super) async fn read_pages(
         &self,
         held: &Held,
         first: u32,

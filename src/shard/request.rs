@@ -5,7 +5,9 @@ use super::slot::Reply;
 use crate::chunks::Chunks;
 use crate::error::Result;
 use crate::payload_id::PayloadId;
-use crate::stats::{Extent, Flushed, Health, LatencySnapshot, Stats, VerifyReport};
+use crate::stats::{
+    Extent, Flushed, Health, LatencySnapshot, Segment, SegmentDump, Stats, VerifyReport,
+};
 use crate::types::{Generation, Nanos, ShardId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -109,6 +111,11 @@ pub(crate) enum Work {
     Latency(Reply<Result<LatencySnapshot>>),
     Health(Reply<Result<Health>>),
     Verify(Reply<Result<VerifyReport>>),
+    Segments(Reply<Result<Vec<Segment>>>),
+    DumpSegment {
+        number: u64,
+        reply: Reply<Result<SegmentDump>>,
+    },
     Close(Reply<Result<()>>),
 }
 

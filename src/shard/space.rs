@@ -123,6 +123,11 @@ impl Space {
         self.spare.is_some()
     }
 
+    /// The file that the next segment will have.
+    pub(super) fn spare(&self) -> Option<u64> {
+        self.spare
+    }
+
     /// The spare file, to be removed at rest.
     pub(super) fn take_spare(&mut self) -> Option<u64> {
         self.spare.take()

@@ -31,7 +31,7 @@ impl<D: Driver> Shard<D> {
     pub(super) async fn write(&self, id: &PayloadId, offset: u64, data: &[u8]) -> Result<()> {
         let largest = self.0.state.borrow().log.data_bytes_max();
         if data.len() > largest {
-            self.write_large(id, offset, data, largest).await?;
+            self.write_large(id, offset, data).await?;
         } else {
             self.record(Purpose::Data, RECORDS_LEN, data, |state, at| {
                 let at = at.expect("a write has at least a byte");
@@ -47,20 +47,17 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 
-    async fn write_large(
-        &self,
-        id: &PayloadId,
-        offset: u64,
-        data: &[u8],
-        largest: usize,
-    ) -> Result<()> {
+    async fn write_large(&self, id: &PayloadId, offset: u64, data: &[u8]) -> Result<()> {
         mark("large write");
         let mut gathered = Gathered {
             number: None,
             shard: self.clone(),
         };
-        let mut at_offset = offset;
-        for part in data.chunks(largest) {
+        let (mut at_offset, mut rest) = (offset, data);
+        while !rest.is_empty() {
+            let next = self.0.state.borrow().log.data_bytes_next(RECORDS_LEN);
+            let (part, after) = rest.split_at(next.min(rest.len()));
+            rest = after;
             let number = gathered.number;
             let (number, _) = self
                 .record(Purpose::Data, RECORDS_LEN, part, |state, at| {

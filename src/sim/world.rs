@@ -14,7 +14,7 @@ use crate::io::launch::ShardMain;
 use crate::io::sim::{Disk, LockGuard, Process, Universe};
 use crate::store::Store;
 use crate::types::ShardId;
-use crate::world::{Resident, World};
+use crate::world::{FILES_OPEN_MAX, Resident, World};
 use std::rc::Rc;
 
 /// A process of a universe, with the disk that is a store's directory.
@@ -46,6 +46,10 @@ impl SimWorld {
 impl World for SimWorld {
     fn clock(&self) -> Clock {
         Clock::Virtual(self.universe.clock())
+    }
+
+    fn files_open_max(&self, _shards: usize) -> Result<usize> {
+        Ok(FILES_OPEN_MAX)
     }
 
     fn start<M: ShardMain>(&self, shard: ShardId, _: &Config, main: M) -> Result<Resident> {

@@ -5,7 +5,7 @@
 pub(crate) mod loop_fs;
 
 use bytes::Bytes;
-use ringstore::{Config, DriverKind, Error, ErrorKind, PayloadId, Store};
+use ringstore::{Config, DriverKind, Error, ErrorKind, PayloadId, Stats, Store};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -271,6 +271,18 @@ pub(crate) fn assert_bytes(actual: &[u8], expected: &[u8], what: impl Debug) {
     assert_eq!(actual.len(), expected.len(), "{what:?}: length");
 }
 
+/// Figures of a moment in which no checkpoint was being written: one that is keeps what payloads
+/// have ceased to refer to, and only without it `live_bytes` is exact.
+pub(crate) async fn exact_stats(store: &Store) -> Stats {
+    loop {
+        let stats = store.stats().await.unwrap();
+        if stats.checkpoints_running == 0 {
+            return stats;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Everything that a payload holds, behind its end included.
 pub(crate) async fn read_all(store: &Store, id: &PayloadId) -> Result<Bytes, Error> {
     let size = store.size(id).await?;
@@ -332,4 +344,12 @@ pub(crate) fn disk_bytes(dir: &Path) -> u64 {
         };
     }
     sum
+}
+
+/// CRC-32C, to make headers that are right but for what a test changes.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| (crc >> 1) ^ (0x82F6_3B78 & (crc & 1).wrapping_neg());
+    !bytes
+        .iter()
+        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
 }

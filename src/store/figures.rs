@@ -1,0 +1,124 @@
+//! What the handle tells of the store: figures, health, what is bad, and the log's segments.
+//!
+//! Invariant: nothing here changes anything.
+
+use super::Store;
+use crate::error::{Error, ErrorKind, Result};
+use crate::shard::request::Work;
+use crate::shard::slot::slot;
+use crate::stats::{
+    Health, HealthStatus, LatencySnapshot, Segment, SegmentDump, Stats, VerifyReport,
+};
+
+impl Store {
+    /// Reads and checks every live byte, past all caches.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`. Bad bytes are in the report.
+    pub async fn verify(&self) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        for shard in self.ask_all(Work::Verify).await? {
+            report.payloads += shard.payloads;
+            report.bytes_checked += shard.bytes_checked;
+            report.bytes_repaired += shard.bytes_repaired;
+            report.corrupt.extend(shard.corrupt);
+        }
+        Ok(report)
+    }
+
+    /// The store's figures.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn stats(&self) -> Result<Stats> {
+        let mut stats = Stats::default();
+        let shards = self.ask_all(Work::Stats).await?;
+        for shard in &shards {
+            stats.merge(shard);
+        }
+        stats.per_shard = shards;
+        // What was divided among the shards is given whole.
+        let config = &self.0.config;
+        stats.local_disk_max = config.local_bytes_max.unwrap_or(0);
+        stats.local_mem_max = config.dirty_bytes_max;
+        stats.read_buffer_max = config.read_buffer_bytes;
+        Ok(stats)
+    }
+
+    /// How long operations took since the store was opened.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn latency(&self) -> Result<LatencySnapshot> {
+        let mut latency = LatencySnapshot::empty();
+        for shard in self.ask_all(Work::Latency).await? {
+            latency.merge(&shard);
+        }
+        Ok(latency)
+    }
+
+    /// How well the store can do its work; never fails.
+    pub async fn health(&self) -> Health {
+        let unknown = || Health {
+            status: HealthStatus::Unknown,
+            local: HealthStatus::Unknown,
+            remote: None,
+            reasons: vec!["the store is closed".to_owned()],
+        };
+        let Ok(shards) = self.ask_all(Work::Health).await else {
+            return unknown();
+        };
+        let worst = |shards: &[Health]| {
+            let rank = |status: &HealthStatus| match status {
+                HealthStatus::Unhealthy => 3,
+                HealthStatus::Unknown => 2,
+                HealthStatus::Degraded => 1,
+                HealthStatus::Healthy => 0,
+            };
+            shards.iter().map(|shard| shard.local).max_by_key(rank)
+        };
+        let local = worst(&shards).unwrap_or(HealthStatus::Unknown);
+        let reasons = shards.into_iter().flat_map(|shard| shard.reasons).collect();
+        Health {
+            status: local,
+            local,
+            remote: None,
+            reasons,
+        }
+    }
+
+    /// The segment files of every shard, oldest first, then the free ones.
+    ///
+    /// # Errors
+    ///
+    /// `Closed`.
+    pub async fn segments(&self) -> Result<Vec<Segment>> {
+        let shards = self.ask_all(Work::Segments).await?;
+        Ok(shards.into_iter().flatten().collect())
+    }
+
+    /// Reads a segment's batches and their records from its file.
+    ///
+    /// What of an open segment is still on its way to the file is not there.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if the shard holds no segment of this number, `InvalidInput` if there is no such
+    /// shard, `Corrupt` if the file cannot be read.
+    pub async fn dump_segment(&self, shard: u64, number: u64) -> Result<SegmentDump> {
+        let index = usize::try_from(shard).unwrap_or(usize::MAX);
+        let Some(mailboxes) = self.0.shards.get(index) else {
+            let shards = self.0.shards.len();
+            let message = format!("no such shard: shard={shard} shards={shards}");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        };
+        let (reply, answer) = slot();
+        let request = self.request(Work::DumpSegment { number, reply });
+        let sent = mailboxes.others.send(request).await;
+        sent.map_err(|_| Error::closed())?;
+        answer.await.unwrap_or_else(|| Err(Error::closed()))
+    }
+}
