@@ -17,6 +17,7 @@
 use super::candidates::{Candidate, Candidates};
 use super::files::segment_name;
 use super::recover::{Recovered, Recovery};
+use super::takeover::pieces;
 use crate::error::{Error, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::log::checksum::Identity;
@@ -298,27 +299,37 @@ impl<D: Driver> Recovery<'_, D> {
         let Scan { footer, page, copy } = scan;
         let same = |copy: &Footer| copy.sums == footer.sums && copy.batches == footer.batches;
         let sealed = copy.as_ref().is_some_and(same);
-        let bytes = footer_bytes(&footer, head.identity(), self.driver.pool());
         let offset = u64::from(page) * PAGE as u64;
-        if offset + bytes.len() as u64 > self.params.segment_bytes() {
+        let last = footer_bytes(&footer, head.identity(), self.driver.pool());
+        if offset + last.len() as u64 > self.params.segment_bytes() {
             return Err(Error::corrupt(format!(
                 "a segment leaves no room for its footer: segment={}",
                 head.segment.0
             )));
         }
-        let is_proven = footer.batches.iter().all(|batch| batch.lsn <= proven);
-        let copied = match is_proven || planted("believe_what_is_found") {
-            true => None,
-            false => self.copy_out(file, page, &bytes, recovered).await?,
-        };
-        let file = match copied {
-            Some(copied) => {
+        let last = (offset, last);
+        let unproven = footer.batches.iter().find(|batch| batch.lsn > proven);
+        let unproven = unproven.filter(|_| !planted("believe_what_is_found"));
+        let mut changed = Vec::new();
+        let mut moved = None;
+        if let Some(first) = unproven {
+            let mut bytes = self.read_segment(file).await?;
+            head.write(&mut bytes[..PAGE]);
+            bytes.shorten(offset as usize);
+            let bytes = bytes.freeze();
+            moved = self.copy_out(&bytes, &last, recovered).await?;
+            // The segment's head was in the same write as its first batch.
+            let from = if first.page == 1 { 0 } else { first.page };
+            changed.extend(pieces(&bytes, u64::from(from) * PAGE as u64));
+        }
+        let file = match moved {
+            Some(copy) => {
                 recovered.segments.add_free(file);
-                copied
+                copy
             }
             None => {
-                let written = (!sealed).then_some(bytes);
-                self.persist(file, offset, written).await?;
+                changed.extend((!sealed).then_some(last));
+                self.persist(file, changed).await?;
                 file
             }
         };
