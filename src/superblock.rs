@@ -12,6 +12,7 @@
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::retry::retried;
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checksum::{StoreId, crc32c};
 use crate::log::segment::FORMAT_VERSION;
@@ -95,10 +96,8 @@ fn fresh<D: Driver>(driver: &D, config: &Config, cores: usize) -> Superblock {
 
 /// The newer good copy and its name; `None` if the directory is empty.
 async fn load<D: Driver>(driver: &D) -> Result<Option<(Superblock, &'static str)>> {
-    let entries = driver
-        .list("")
-        .await
-        .map_err(|error| refusal(error, "read"))?;
+    let entries = retried(driver, || driver.list(""));
+    let entries = entries.await.map_err(|error| refusal(error, "read"))?;
     let mut newest: Option<(Superblock, &'static str)> = None;
     let mut failure = None;
     for name in NAMES {
@@ -130,11 +129,11 @@ async fn load<D: Driver>(driver: &D) -> Result<Option<(Superblock, &'static str)
 }
 
 async fn read<D: Driver>(driver: &D, name: &str) -> Result<Superblock> {
-    let open = async {
+    let page = retried(driver, async || {
         let file = driver.open(name, OpenMode::Existing).await?;
         file.read(0, driver.pool().take(PAGE)).await
-    };
-    let page = open.await.map_err(|error| match error.kind() {
+    });
+    let page = page.await.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => corrupt(name, "the superblock is cut short"),
         _ => refusal(error, "read"),
     })?;

@@ -20,6 +20,7 @@ mod disk;
 pub(crate) mod executor;
 pub(crate) mod launch;
 pub(crate) mod lock;
+pub(crate) mod retry;
 #[cfg(feature = "sim")]
 #[allow(
     dead_code,

@@ -5,12 +5,13 @@
 //!
 //! Invariants:
 //! 1. A file that cannot be looked at makes the opening fail: it may hold what was promised.
-//! 2. Of two files with one segment, the one that was copied from the other counts, if it is whole:
-//!    its head is written last.
+//! 2. Of two files with one segment, one was copied from the other. The one with more good batches
+//!    counts; of two alike the copy, whose head was written when all else was durable.
 //! 3. A file without use is free only if it is whole, durably so.
 
 use super::files::{parse_segment_name, segment_name};
 use super::recover::{Recovered, Recovery};
+use super::replay::whole_batches;
 use crate::error::Result;
 use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
 use crate::log::segment::{BatchHead, Footer, SegmentHead};
@@ -26,19 +27,6 @@ pub(super) struct Candidate {
     pub(super) footer: Option<Footer>,
     /// The head was bad; what stands here was learnt from the batches.
     pub(super) damaged: bool,
-}
-
-impl Candidate {
-    /// Whether this file counts rather than another one with the same segment.
-    fn outranks(&self, other: &Candidate) -> bool {
-        let rank = |it: &Candidate| (it.head.epoch, !it.damaged);
-        match (rank(self).cmp(&rank(other)), self.damaged) {
-            // A copy without a head is not finished; what it was being copied from is older.
-            (std::cmp::Ordering::Equal, true) => self.file < other.file,
-            (std::cmp::Ordering::Equal, false) => self.file > other.file,
-            (order, _) => order.is_gt(),
-        }
-    }
 }
 
 /// Segments by number.
@@ -73,21 +61,37 @@ impl<D: Driver> Recovery<'_, D> {
                 self.lengthen(&entry.name).await;
             }
             let segment = candidate.head.segment;
-            let loser = match candidates.remove(&segment) {
-                Some(other) if !candidate.outranks(&other) => {
-                    candidates.insert(segment, other);
-                    Some(candidate)
-                }
-                other => {
-                    candidates.insert(segment, candidate);
-                    other
-                }
+            let other = candidates.remove(&segment);
+            let (kept, loser) = match other {
+                Some(other) => self.better_of(candidate, other).await?,
+                None => (candidate, None),
             };
+            candidates.insert(segment, kept);
             if let Some(loser) = loser {
                 recovered.segments.add_free(loser.file);
             }
         }
         Ok(candidates)
+    }
+
+    /// Of two files with one segment, the one that counts first.
+    async fn better_of(
+        &self,
+        a: Candidate,
+        b: Candidate,
+    ) -> Result<(Candidate, Option<Candidate>)> {
+        let mut ranks = [(0, false, 0); 2];
+        for (rank, candidate) in ranks.iter_mut().zip([&a, &b]) {
+            let bytes = self.read_segment(candidate.file).await?;
+            let good = whole_batches(&candidate.head, &bytes);
+            *rank = (good, !candidate.damaged, candidate.file);
+        }
+        let later = a.head.epoch.cmp(&b.head.epoch);
+        let (kept, loser) = match later.then(ranks[0].cmp(&ranks[1])).is_gt() {
+            true => (a, b),
+            false => (b, a),
+        };
+        Ok((kept, Some(loser)))
     }
 
     fn is_useful(&self, head: &SegmentHead, recovered: &Recovered) -> bool {

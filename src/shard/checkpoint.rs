@@ -420,9 +420,7 @@ impl<D: Driver> Shard<D> {
                 state.segments.take_free()
             };
             let Some(file) = file else { return };
-            self.0.files.forget(file);
-            // A file that stays behind is found, and called free, at the next opening.
-            let _ = self.0.driver.unlink(&self.0.files.path(file)).await;
+            self.remove(file).await;
         }
     }
 }

@@ -7,6 +7,7 @@
 //!    is one, and what is not there yet is made later.
 
 use super::Params;
+use crate::io::retry::is_exhausted;
 use crate::io::{Driver, OpenMode};
 use crate::marks::mark;
 use crate::types::NUMBER_MAX;
@@ -127,10 +128,4 @@ impl<D: Driver> Files<D> {
         open.by_number.remove(&number);
         open.oldest.retain(|kept| *kept != number);
     }
-}
-
-/// Whether there was no descriptor, for this process or at all.
-fn is_exhausted(error: &io::Error) -> bool {
-    use nix::libc::{EMFILE, ENFILE};
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }

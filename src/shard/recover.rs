@@ -18,6 +18,7 @@ use super::tail::Tail;
 use super::{Inner, Params, Shard, State};
 use crate::buf::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::retry::{is_exhausted, retried};
 use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
 use crate::log::checkpoint::{CHUNK_BYTES_MAX, Item, decode_chunk, identity};
 use crate::log::checksum::Identity;
@@ -34,20 +35,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
 
 /// Largest batch in pages: 1 MiB of data and a head. Larger ones gain no speed, and make small
 /// flushes wait longer behind them.
 const BATCH_PAGES_MAX: u32 = 257;
-
-/// Bad checkpoints count only below this, so that a stray name cannot use the numbers up.
-const STRAY_MAX: u64 = NUMBER_MAX / 2;
-
-/// Times that reading is tried at opening: a passing error is not damage.
-const TRIES_MAX: u32 = 4;
-
-/// Pause before reading is tried again, doubled each time.
-const TRY_DELAY: Duration = Duration::from_millis(1);
 
 /// A payload that lives on another shard than its name's home.
 #[derive(Clone, Debug)]
@@ -196,7 +187,7 @@ impl<D: Driver> Recovery<'_, D> {
         );
         let kind = match error.kind() {
             io::ErrorKind::StorageFull => ErrorKind::Full,
-            _ if out_of_files(&error) => {
+            _ if is_exhausted(&error) => {
                 let message = "too few file descriptors to open a store, raise `ulimit -n`";
                 return Error::with_source(ErrorKind::InvalidInput, message, error);
             }
@@ -212,7 +203,7 @@ impl<D: Driver> Recovery<'_, D> {
     pub(super) async fn open_existing(&self, name: &str) -> Result<Option<D::File>> {
         let path = self.params.path(name);
         let open = || self.driver.open(&path, OpenMode::Existing);
-        match self.retried(open).await {
+        match retried(self.driver, open).await {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.failed("read", error)),
@@ -227,23 +218,7 @@ impl<D: Driver> Recovery<'_, D> {
         len: usize,
     ) -> io::Result<AlignedBuf> {
         let read = || file.read(offset, self.driver.pool().take(len));
-        self.retried(read).await
-    }
-
-    async fn retried<T, F: Future<Output = io::Result<T>>>(
-        &self,
-        mut attempt: impl FnMut() -> F,
-    ) -> io::Result<T> {
-        let mut delay = TRY_DELAY;
-        for _ in 1..TRIES_MAX {
-            match attempt().await {
-                Err(error) if is_passing(&error) => mark("reading tried again"),
-                result => return result,
-            }
-            self.driver.sleep(delay).await;
-            delay *= 2;
-        }
-        attempt().await
+        retried(self.driver, read).await
     }
 
     async fn remove_leftovers(&self, entries: &[DirEntry]) {
@@ -264,10 +239,9 @@ impl<D: Driver> Recovery<'_, D> {
             .collect();
         found.sort_unstable();
         let mut bad = 0;
-        for &(sequence, len) in found.iter().rev() {
+        while let Some(&(sequence, len)) = found.last() {
             match self.load_checkpoint(sequence, len).await {
                 Ok(mut recovered) => {
-                    found.retain(|&(number, _)| number < STRAY_MAX || number == sequence);
                     let covered = (bad == 0).then_some(recovered.end.next_lsn);
                     recovered.upkeep = Upkeep::found(found, covered);
                     recovered.stats.checksum_failures += bad;
@@ -277,11 +251,12 @@ impl<D: Driver> Recovery<'_, D> {
                 Err(error) => {
                     mark("bad checkpoint passed over");
                     tracing::warn!(shard = self.params.shard.0, %error, "a checkpoint is bad");
+                    self.set_aside(sequence).await?;
+                    found.pop();
                     bad += 1;
                 }
             }
         }
-        found.retain(|&(number, _)| number < STRAY_MAX);
         let mut recovered = Recovered {
             map: Map::new(),
             segments: Segments::default(),
@@ -297,6 +272,17 @@ impl<D: Driver> Recovery<'_, D> {
         };
         recovered.stats.checksum_failures += bad;
         Ok(recovered)
+    }
+
+    /// Takes a bad checkpoint out of the way, durably. Should it turn out to be readable later, it
+    /// must not meet what was logged without it.
+    async fn set_aside(&self, sequence: u64) -> Result<()> {
+        let name = checkpoint_name(sequence);
+        let aside = self.params.path(&format!("bad-{name}"));
+        let renamed = self.driver.rename(&self.params.path(&name), &aside).await;
+        renamed.map_err(|error| self.failed("mended", error))?;
+        let synced = self.driver.sync_dir(&self.params.dir()).await;
+        synced.map_err(|error| self.failed("mended", error))
     }
 
     async fn load_checkpoint(&self, sequence: u64, len: u64) -> Result<Recovered> {
@@ -338,21 +324,6 @@ impl<D: Driver> Recovery<'_, D> {
             }
         }
     }
-}
-
-/// Whether an error may not come again.
-fn is_passing(error: &io::Error) -> bool {
-    use io::ErrorKind::{NotFound, UnexpectedEof};
-    !matches!(error.kind(), NotFound | UnexpectedEof) && !out_of_files(error)
-}
-
-/// Whether the process, or the machine, has no descriptors left.
-fn out_of_files(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let errno = error.raw_os_error();
-    [Errno::MFILE, Errno::NFILE]
-        .map(|it| Some(it.raw_os_error()))
-        .contains(&errno)
 }
 
 /// A checkpoint as it is being read.

@@ -486,6 +486,22 @@ fn read_batch(
     })
 }
 
+/// How many good batches a segment has, one behind the other.
+pub(super) fn whole_batches(head: &SegmentHead, bytes: &[u8]) -> usize {
+    let pages = (bytes.len() / PAGE) as u32;
+    let (mut page, mut expected, mut count) = (1, (head.first_lsn, head.chain), 0);
+    while page < pages {
+        let batch = read_batch(head.identity(), bytes, page, pages, expected);
+        let Some(batch) = batch.filter(|batch| batch.whole) else {
+            break;
+        };
+        page += 1 + batch.head.data_pages;
+        expected = (batch.head.lsn.next(), batch.sum);
+        count += 1;
+    }
+    count
+}
+
 /// The latest batch that any good batch of a segment says to have been durable.
 fn committed_through(identity: Identity, bytes: &[u8]) -> Lsn {
     let good = (1u32..)

@@ -468,10 +468,22 @@ impl<D: Driver> Shard<D> {
                 if state.segments.files_free() > reserved
                     && let Some(recycled) = state.segments.take_free()
                 {
+                    Err(recycled)
+                } else {
+                    Ok(state.segments.new_file())
+                }
+            };
+            let new = match new {
+                Ok(new) => new,
+                Err(recycled) if self.is_whole(recycled).await => {
                     mark("recycled file reused");
                     return Ok(recycled);
                 }
-                state.segments.new_file()
+                Err(harmed) => {
+                    mark("harmed file not reused");
+                    self.remove(harmed).await;
+                    continue;
+                }
             };
             self.make_file(new).await?;
             if self.0.state.borrow().segments.files_free() >= reserved {
@@ -481,12 +493,28 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Whether a free file is there, with all its room: others may have had their hands on it.
+    async fn is_whole(&self, number: u64) -> bool {
+        match self.0.files.open(number).await {
+            Ok(file) => {
+                let bytes = self.0.params.segment_bytes();
+                file.len() >= bytes || file.allocate(bytes).await.is_ok()
+            }
+            Err(_) => false,
+        }
+    }
+
     /// Removes a free file, so that a full file system has room for a checkpoint.
     pub(super) async fn give_up_reserve(&self) -> bool {
         let Some(file) = self.state().segments.take_free() else {
             return false;
         };
         mark("reserve given up for a checkpoint");
+        self.remove(file).await
+    }
+
+    /// Removes a file that nothing needs. One that stays behind is found at the next opening.
+    pub(super) async fn remove(&self, file: u64) -> bool {
         self.0.files.forget(file);
         self.0.driver.unlink(&self.0.files.path(file)).await.is_ok()
     }
