@@ -18,6 +18,7 @@ use crate::log::checksum::{StoreId, crc32c};
 use crate::log::segment::FORMAT_VERSION;
 use crate::types::{Epoch, NUMBER_MAX, PAGE, SEGMENT_BYTES_MAX};
 use bytes::Bytes;
+use nix::libc::EIO;
 use std::io;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -135,6 +136,7 @@ async fn read<D: Driver>(driver: &D, name: &str) -> Result<Superblock> {
     });
     let page = page.await.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => corrupt(name, "the superblock is cut short"),
+        _ if error.raw_os_error() == Some(EIO) => corrupt(name, "the superblock is unreadable"),
         _ => refusal(error, "read"),
     })?;
     Superblock::parse(name, &page)

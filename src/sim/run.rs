@@ -386,7 +386,10 @@ impl Run {
                 }
             };
             let seen = self.observe(when, payload, &states)?;
-            if self.fits(payload, &states, &seen, crashed) {
+            // Where changes were lost, a payload that can be read in part only may be mixed where it
+            // cannot.
+            let may_be_mixed = lost_batches && !seen.corrupt.is_empty();
+            if !may_be_mixed && self.fits(payload, &states, &seen, crashed) {
                 continue;
             }
             if !(lost_batches && seen.is_of_known_bytes(&self.shared)) {
