@@ -117,10 +117,10 @@ fn run_plan(campaign: &mut Campaign, path: &str) -> bool {
         }
     };
     match campaign.run_plan(&text) {
-        Ok(None) => true,
-        Ok(Some(failure)) => {
-            println!("{failure}");
-            false
+        Ok(failure) => {
+            failure.iter().for_each(|failure| println!("{failure}"));
+            println!("{campaign}");
+            failure.is_none()
         }
         Err(why) => {
             eprintln!("{path}: {why}");

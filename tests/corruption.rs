@@ -177,7 +177,7 @@ fn flipped_bits_are_never_data_and_harm_no_other_payload() {
         let mut noticed = 0;
         for segment in image.named("seg-") {
             let bytes = &image.0[&segment];
-            for page in 1..=last_page(bytes) {
+            for page in 0..=last_page(bytes) {
                 // Heads of batches, records, sums and data of every page, one bit of each region.
                 let regions = [(0, 8), (8, 16), (16, 64), (64, 512), (512, 4096)];
                 let (from, to) = regions[(rng.next() % 5) as usize];

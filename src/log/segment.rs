@@ -137,6 +137,8 @@ struct RawBatchHead {
     data_pages: U32,
     records_len: U32,
     inline_start: U32,
+    segment: U64,
+    epoch: U64,
 }
 
 /// Bytes of a batch's header, before its records.
@@ -154,6 +156,10 @@ pub(crate) struct BatchHead {
     pub(crate) records_len: u32,
     /// Where in the page the bytes of small writes begin.
     pub(crate) inline_start: u32,
+    /// The segment it is in, and that segment's epoch: what makes a segment known whose own head is
+    /// bad.
+    pub(crate) segment: SegmentId,
+    pub(crate) epoch: Epoch,
 }
 
 impl BatchHead {
@@ -188,6 +194,8 @@ impl BatchHead {
             data_pages: self.data_pages.into(),
             records_len: self.records_len.into(),
             inline_start: self.inline_start.into(),
+            segment: self.segment.0.into(),
+            epoch: self.epoch.0.into(),
         };
         page[..BATCH_HEAD].copy_from_slice(raw.as_bytes());
         let sum = identity.sum(page_index, page);
@@ -226,9 +234,12 @@ impl BatchHead {
             data_pages: raw.data_pages.get(),
             records_len: raw.records_len.get(),
             inline_start: raw.inline_start.get(),
+            segment: SegmentId(raw.segment.get()),
+            epoch: Epoch(raw.epoch.get()),
         };
         // What it promises of others is behind it: replay believes no promise of the future.
-        if head.lsn.0 >= NUMBER_MAX || head.committed_through >= head.lsn {
+        let sane = head.segment.is_valid() && head.epoch.0 < NUMBER_MAX && head.lsn.0 < NUMBER_MAX;
+        if !sane || head.committed_through >= head.lsn {
             return Err(Malformed("a batch head holds an impossible number"));
         }
         let sums_end = BATCH_HEAD as u64
@@ -238,6 +249,26 @@ impl BatchHead {
             true => Ok((head, sum)),
             false => Err(Malformed("a batch head's lengths do not fit its page")),
         }
+    }
+
+    /// Reads a head page of a segment that is not known, if it is good for the one that it names.
+    pub(crate) fn parse_as_named(
+        store: &StoreId,
+        shard: ShardId,
+        page_index: u32,
+        page: &[u8],
+    ) -> Option<(BatchHead, u32)> {
+        let (raw, _) = RawBatchHead::read_from_prefix(page).ok()?;
+        if raw.magic != BATCH_MAGIC {
+            return None;
+        }
+        let (segment, epoch) = (SegmentId(raw.segment.get()), Epoch(raw.epoch.get()));
+        BatchHead::parse(
+            Identity::new(store, shard, segment, epoch),
+            page_index,
+            page,
+        )
+        .ok()
     }
 
     /// The records in a head page that `parse` accepted.

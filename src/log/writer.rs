@@ -175,6 +175,12 @@ impl Log {
         u64::from(self.params.segment_pages) * PAGE as u64
     }
 
+    /// Pages of the open segment that no closed batch holds, those of its footer included.
+    pub(crate) fn pages_left(&self) -> u64 {
+        let next = self.open.as_ref().map(|open| open.next_page);
+        next.map_or(0, |next| u64::from(self.params.segment_pages - next))
+    }
+
     /// Whether the open batch holds anything.
     pub(crate) fn has_open_batch(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.batch.is_some())
@@ -354,6 +360,8 @@ impl Log {
             data_pages: data_pages as u32,
             records_len: records.len() as u32,
             inline_start: inline_start as u32,
+            segment: open.id,
+            epoch: self.params.epoch,
         };
         let page = &mut front[lead..];
         page[BATCH_HEAD..BATCH_HEAD + records.len()].copy_from_slice(&records);

@@ -270,9 +270,7 @@ impl<D: Driver> Shard<D> {
         if !planted("checkpoint_before_log") {
             self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
         }
-        if !planted("footer_not_awaited") {
-            self.footers_durable(begun.end.segment).await?;
-        }
+        self.footers_durable(begun.end.segment).await?;
         let temporary = self.0.params.path("checkpoint.new");
         let result = self
             .write_checkpoint_file(sequence, begun, &temporary)

@@ -21,7 +21,7 @@ use crate::io::Driver;
 use crate::map::extent::Mapped;
 use crate::marks::mark;
 use crate::mutation::Mutation;
-use crate::types::{Location, PAGE, PayloadNo, SegmentId};
+use crate::types::{Location, PAGE, PayloadNo, SegmentId, page_ceil};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tree leaves that are visited between two looks at other work: about 50 us.
@@ -51,6 +51,20 @@ const SEGMENTS_LOW: usize = 4;
 
 /// Bytes of a relocation record.
 const RELOCATE_LEN: usize = 24;
+
+/// What a record takes of a segment: in its batch, in the footer, and the entry of a batch of its
+/// own there, with that batch's share of unused room.
+const RECORD_COST: u64 = 128;
+
+/// Bytes that moving a range takes, records included, at most.
+fn bytes_to_move(len: u32) -> u64 {
+    let parts = u64::from(len.div_ceil(MOVE_BYTES_MAX));
+    let data = match len as usize >= PAGE {
+        true => page_ceil(len as usize) as u64,
+        false => u64::from(len),
+    };
+    data + parts * RECORD_COST
+}
 
 impl State {
     /// Bytes of segments that something refers to, the open one included.
@@ -108,13 +122,18 @@ impl<D: Driver> Shard<D> {
             (state.log.end().next_lsn, lost)
         };
         let live = self.count_live().await;
-        let victims = self.choose_victims(&live);
+        let chosen = self.choose_victims(&live);
+        let mut ranges = match chosen.is_empty() {
+            true => Vec::new(),
+            false => self.collect(&chosen).await,
+        };
+        let victims = self.what_fits(chosen, &ranges);
         if victims.is_empty() {
             self.state().upkeep.cleaned_at = Some(progress);
             return Ok(());
         }
+        ranges.retain(|(at, _)| victims.contains(&at.segment()));
         mark("cleaning");
-        let ranges = self.collect(&victims).await;
         let moved = self.move_ranges(&ranges).await;
         // What was moved is used even if not everything could be; extents may refer to a copy that
         // is not durable, since no checkpoint is begun before it is.
@@ -124,12 +143,19 @@ impl<D: Driver> Shard<D> {
         moved.and(settled)
     }
 
-    /// Bytes that the cleaner may move before it would have to wait for what it is to free.
-    fn room_to_move(&self, state: &State) -> u64 {
-        let free = self
-            .segments_max(state, Purpose::Clean)
-            .saturating_sub(state.segments.len());
-        (free as u64).clamp(1, MOVED_SEGMENTS_MAX) * state.log.segment_bytes()
+    /// Pages that the cleaner can fill for certain before anything is freed, at most
+    /// `MOVED_SEGMENTS_MAX` segments' worth.
+    fn pages_to_fill(&self, state: &State) -> u64 {
+        let held = state.segments.len();
+        let most = self.segments_max(state, Purpose::Clean);
+        let new = (most.saturating_sub(held) as u64).min(MOVED_SEGMENTS_MAX);
+        // What is left of the open segment counts only if nobody else may fill it.
+        let open = match held > self.segments_max(state, Purpose::Meta) {
+            true => state.log.pages_left(),
+            false => 0,
+        };
+        let whole = state.log.segment_bytes() / PAGE as u64;
+        (open + new * whole).min(MOVED_SEGMENTS_MAX * whole)
     }
 
     /// Live bytes per segment: from the counts, or exactly, by a walk, while clones share.
@@ -158,7 +184,8 @@ impl<D: Driver> Shard<D> {
         pages.iter().map(|(id, bits)| (*id, bytes(bits))).collect()
     }
 
-    fn choose_victims(&self, live: &BTreeMap<SegmentId, u64>) -> BTreeSet<SegmentId> {
+    /// The segments that are most worth moving, those first.
+    fn choose_victims(&self, live: &BTreeMap<SegmentId, u64>) -> Vec<SegmentId> {
         let state = self.0.state.borrow();
         // What a segment holds at best: what is moved takes no less room than that.
         let capacity = state.log.data_bytes_of_segment();
@@ -180,31 +207,46 @@ impl<D: Driver> Shard<D> {
             })
             .collect();
         candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let mut victims = BTreeSet::new();
-        let mut moved = 0;
-        for (_, id, bytes) in candidates.into_iter().take(VICTIMS_MAX) {
-            moved += bytes;
-            if !victims.is_empty() && moved > self.room_to_move(&state) {
-                break;
+        candidates.truncate(VICTIMS_MAX);
+        candidates.into_iter().map(|(_, id, _)| id).collect()
+    }
+
+    /// As many of the chosen segments as can be moved whole, if that frees more than it takes.
+    fn what_fits(&self, chosen: Vec<SegmentId>, ranges: &[(Location, u32)]) -> BTreeSet<SegmentId> {
+        let state = self.0.state.borrow();
+        let mut cost: BTreeMap<SegmentId, u64> = BTreeMap::new();
+        for (at, len) in ranges {
+            *cost.entry(at.segment()).or_default() += bytes_to_move(*len);
+        }
+        // Every batch has a head, every segment a head and a footer.
+        let batch_pages = (state.log.data_bytes_max() / PAGE) as u64;
+        let pages = |bytes: u64| {
+            let data = bytes.div_ceil(PAGE as u64);
+            data + data.div_ceil(batch_pages) + 1
+        };
+        let left = self.pages_to_fill(&state);
+        let ends = 2 * left.div_ceil(state.log.segment_bytes() / PAGE as u64);
+        let (mut victims, mut moved) = (BTreeSet::new(), 0);
+        for id in chosen {
+            let bytes = moved + cost.get(&id).copied().unwrap_or(0);
+            if pages(bytes) + ends <= left {
+                moved = bytes;
+                victims.insert(id);
             }
-            victims.insert(id);
         }
         // One victim that is moved whole into a segment of its own frees nothing, and neither do
         // several that fill as many: it would be done again, for ever.
+        let capacity = state.log.data_bytes_of_segment();
         let gain = victims.len() as u64 * capacity;
-        let cost: u64 = victims
-            .iter()
-            .map(|id| live.get(id).copied().unwrap_or(0))
-            .sum();
-        if gain < cost + capacity / 8 {
-            BTreeSet::new()
-        } else {
-            victims
+        match gain < moved + capacity / 8 {
+            true => BTreeSet::new(),
+            false => victims,
         }
     }
 
     /// The live ranges of some segments, in the order of the log, each once.
-    async fn collect(&self, victims: &BTreeSet<SegmentId>) -> Vec<(Location, u32)> {
+    async fn collect(&self, victims: &[SegmentId]) -> Vec<(Location, u32)> {
+        let victims: BTreeSet<SegmentId> = victims.iter().copied().collect();
         let mut ranges = Vec::new();
         self.walk(|mapped| {
             if victims.contains(&mapped.at().segment()) {

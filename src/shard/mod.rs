@@ -13,6 +13,7 @@ pub(crate) mod mailbox;
 pub(crate) mod request;
 pub(crate) mod slot;
 
+mod candidates;
 mod checkpoint;
 mod clean;
 mod commit;
@@ -130,6 +131,8 @@ struct State {
     /// With several shards: payloads that were deleted here, and in which batch, until it is
     /// durable.
     deleted: BTreeMap<PayloadId, Lsn>,
+    /// Payloads that came from shards that failed before their deletion there was durable.
+    unsettled: BTreeSet<PayloadId>,
     closing: bool,
 }
 

@@ -9,13 +9,14 @@
 //! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded
 //!    allocation.
 
-use super::checkpoint::{Upkeep, parse_checkpoint_name};
+use super::checkpoint::{Upkeep, checkpoint_name, parse_checkpoint_name};
 use super::files::Files;
 use super::mailbox::Sender;
 use super::request::Control;
 use super::signal::Signal;
 use super::tail::Tail;
 use super::{Inner, Params, Shard, State};
+use crate::buf::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
 use crate::log::checkpoint::{CHUNK_BYTES_MAX, Item, decode_chunk, identity};
@@ -33,6 +34,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Largest batch in pages: 1 MiB of data and a head. Larger ones gain no speed, and make small
 /// flushes wait longer behind them.
@@ -40,6 +42,12 @@ const BATCH_PAGES_MAX: u32 = 257;
 
 /// Bad checkpoints count only below this, so that a stray name cannot use the numbers up.
 const STRAY_MAX: u64 = NUMBER_MAX / 2;
+
+/// Times that reading is tried at opening: a passing error is not damage.
+const TRIES_MAX: u32 = 4;
+
+/// Pause before reading is tried again, doubled each time.
+const TRY_DELAY: Duration = Duration::from_millis(1);
 
 /// A payload that lives on another shard than its name's home.
 #[derive(Clone, Debug)]
@@ -106,6 +114,7 @@ impl<D: Driver> Shard<D> {
             moving: BTreeSet::new(),
             changing: BTreeMap::new(),
             deleted: BTreeMap::new(),
+            unsettled: BTreeSet::new(),
             closing: false,
         };
         let files = Files::new(driver.clone(), params.clone());
@@ -187,12 +196,54 @@ impl<D: Driver> Recovery<'_, D> {
         );
         let kind = match error.kind() {
             io::ErrorKind::StorageFull => ErrorKind::Full,
+            _ if out_of_files(&error) => {
+                let message = "too few file descriptors to open a store, raise `ulimit -n`";
+                return Error::with_source(ErrorKind::InvalidInput, message, error);
+            }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 ErrorKind::InvalidInput
             }
             _ => ErrorKind::Poisoned,
         };
         Error::with_source(kind, message, error)
+    }
+
+    /// Opens a file of the shard; `None` if there is none.
+    pub(super) async fn open_existing(&self, name: &str) -> Result<Option<D::File>> {
+        let path = self.params.path(name);
+        let open = || self.driver.open(&path, OpenMode::Existing);
+        match self.retried(open).await {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed("read", error)),
+        }
+    }
+
+    /// Reads whole pages.
+    pub(super) async fn read_at(
+        &self,
+        file: &D::File,
+        offset: u64,
+        len: usize,
+    ) -> io::Result<AlignedBuf> {
+        let read = || file.read(offset, self.driver.pool().take(len));
+        self.retried(read).await
+    }
+
+    async fn retried<T, F: Future<Output = io::Result<T>>>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+    ) -> io::Result<T> {
+        let mut delay = TRY_DELAY;
+        for _ in 1..TRIES_MAX {
+            match attempt().await {
+                Err(error) if is_passing(&error) => mark("reading tried again"),
+                result => return result,
+            }
+            self.driver.sleep(delay).await;
+            delay *= 2;
+        }
+        attempt().await
     }
 
     async fn remove_leftovers(&self, entries: &[DirEntry]) {
@@ -222,6 +273,7 @@ impl<D: Driver> Recovery<'_, D> {
                     recovered.stats.checksum_failures += bad;
                     return Ok(recovered);
                 }
+                Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
                 Err(error) => {
                     mark("bad checkpoint passed over");
                     tracing::warn!(shard = self.params.shard.0, %error, "a checkpoint is bad");
@@ -248,16 +300,10 @@ impl<D: Driver> Recovery<'_, D> {
     }
 
     async fn load_checkpoint(&self, sequence: u64, len: u64) -> Result<Recovered> {
-        let path = self
-            .params
-            .path(&super::checkpoint::checkpoint_name(sequence));
         let unreadable =
             |error| Error::with_source(ErrorKind::Corrupt, "a checkpoint cannot be read", error);
-        let file = self
-            .driver
-            .open(&path, OpenMode::Existing)
-            .await
-            .map_err(unreadable)?;
+        let open = self.open_existing(&checkpoint_name(sequence)).await?;
+        let file = open.ok_or_else(|| Error::corrupt("a checkpoint is gone"))?;
         let identity = identity(&self.params.store, self.params.shard, sequence);
         let mut loading = Loading::new();
         let (mut offset, mut index) = (0, 0);
@@ -267,8 +313,7 @@ impl<D: Driver> Recovery<'_, D> {
                 loading.give_up();
                 return Err(Error::corrupt("a checkpoint is cut short"));
             }
-            let buf = self.driver.pool().take(left / PAGE * PAGE);
-            let chunk = match file.read(offset, buf).await {
+            let chunk = match self.read_at(&file, offset, left / PAGE * PAGE).await {
                 Ok(chunk) => chunk,
                 Err(error) => {
                     loading.give_up();
@@ -293,6 +338,21 @@ impl<D: Driver> Recovery<'_, D> {
             }
         }
     }
+}
+
+/// Whether an error may not come again.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, UnexpectedEof};
+    !matches!(error.kind(), NotFound | UnexpectedEof) && !out_of_files(error)
+}
+
+/// Whether the process, or the machine, has no descriptors left.
+fn out_of_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error();
+    [Errno::MFILE, Errno::NFILE]
+        .map(|it| Some(it.raw_os_error()))
+        .contains(&errno)
 }
 
 /// A checkpoint as it is being read.

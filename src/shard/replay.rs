@@ -14,10 +14,12 @@
 //! 3. Whatever is taken over is durable before the shard is opened: a process that was killed
 //!    leaves writes behind that can be read, and yet be lost with the power.
 
-use super::files::{parse_segment_name, segment_name};
+use super::candidates::{Candidate, Candidates};
+use super::files::segment_name;
 use super::recover::{Recovered, Recovery};
+use super::takeover::pieces;
 use crate::error::{Error, Result};
-use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
+use crate::io::{Driver, DriverFile, OpenMode};
 use crate::log::checksum::Identity;
 use crate::log::segment::{BatchHead, Footer, FooterBatch, SegmentHead, mutations};
 use crate::log::writer::footer_bytes;
@@ -25,119 +27,9 @@ use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::residency::{Held, Segments};
 use crate::types::{Lsn, PAGE, SegmentId, page_ceil};
-use std::collections::{BTreeMap, BTreeSet};
-
-/// A segment file that may hold a part of the tail.
-pub(super) struct Candidate {
-    head: SegmentHead,
-    file: u64,
-    /// Its footer, if it was sealed and the footer is where the next segment says.
-    footer: Option<Footer>,
-}
-
-/// Segments by number.
-type Candidates = BTreeMap<SegmentId, Candidate>;
+use std::collections::BTreeMap;
 
 impl<D: Driver> Recovery<'_, D> {
-    /// The segments that may continue the log. Files that hold nothing of use are free.
-    pub(super) async fn find_candidates(
-        &self,
-        entries: &[DirEntry],
-        recovered: &mut Recovered,
-    ) -> Result<Candidates> {
-        self.forget_reused(recovered).await;
-        let known: BTreeSet<u64> = recovered.segments.iter().map(|held| held.file).collect();
-        let mut candidates: Candidates = BTreeMap::new();
-        let segment_bytes = self.params.segment_bytes();
-        for entry in entries {
-            let Some(file) = parse_segment_name(&entry.name) else {
-                continue;
-            };
-            if known.contains(&file) {
-                continue;
-            }
-            if entry.len < segment_bytes {
-                // It was being made when the machine stopped: nothing was ever written to it.
-                recovered.segments.note_file(file);
-                let _ = self.driver.unlink(&self.params.path(&entry.name)).await;
-                continue;
-            }
-            let head = self.read_head(&entry.name).await;
-            let useful = head.filter(|head| {
-                head.store == self.params.store
-                    && head.shard == self.params.shard
-                    && head.epoch <= self.params.epoch
-                    && u64::from(head.pages) * PAGE as u64 == segment_bytes
-                    && head.segment >= recovered.end.segment
-                    && head.segment.0 > 0
-            });
-            match useful {
-                Some(head) => {
-                    recovered.segments.note_file(file);
-                    // Of two files with the same segment, the later one was copied from the other.
-                    let newer = candidates
-                        .get(&head.segment)
-                        .is_none_or(|other| (other.head.epoch, other.file) < (head.epoch, file));
-                    if newer {
-                        let before = candidates.insert(
-                            head.segment,
-                            Candidate {
-                                head,
-                                file,
-                                footer: None,
-                            },
-                        );
-                        before
-                            .into_iter()
-                            .for_each(|old| recovered.segments.add_free(old.file));
-                    } else {
-                        recovered.segments.add_free(file);
-                    }
-                }
-                None => recovered.segments.add_free(file),
-            }
-        }
-        Ok(candidates)
-    }
-
-    /// Forgets segments that nothing refers to and whose files are gone or hold others by now.
-    ///
-    /// A checkpoint lists all segments that were held when it was begun. Those that were dead then
-    /// may have been freed since, by that very checkpoint, and their files removed, or used for the
-    /// tail.
-    async fn forget_reused(&self, recovered: &mut Recovered) {
-        let live = &recovered.map.live;
-        let dead = recovered
-            .segments
-            .iter()
-            .filter(|held| live.bytes(held.id) == 0);
-        let dead: Vec<_> = dead
-            .map(|held| (held.id, held.epoch, super::files::segment_name(held.file)))
-            .collect();
-        for (segment, epoch, name) in dead {
-            let head = self.read_head(&name).await;
-            let ours = head.is_some_and(|head| {
-                head.store == self.params.store
-                    && head.shard == self.params.shard
-                    && (head.segment, head.epoch) == (segment, epoch)
-            });
-            if !ours {
-                mark("listed segment was freed");
-                recovered.segments.forget(segment);
-            }
-        }
-    }
-
-    async fn read_head(&self, name: &str) -> Option<SegmentHead> {
-        let file = self
-            .driver
-            .open(&self.params.path(name), OpenMode::Existing)
-            .await
-            .ok()?;
-        let page = file.read(0, self.driver.pool().take(PAGE)).await.ok()?;
-        SegmentHead::parse(&page).ok()
-    }
-
     /// Applies what the segments behind the checkpoint hold.
     pub(super) async fn replay(
         &self,
@@ -156,7 +48,7 @@ impl<D: Driver> Recovery<'_, D> {
             }
             let first = candidate.head.first_lsn;
             let chain = recovered.end.chain;
-            let chained = chain == 0 || candidate.head.chain == chain;
+            let chained = [chain, 0].contains(&candidate.head.chain) || chain == 0;
             if id != recovered.end.segment && !(first == next && chained) {
                 if first <= next || proven < next {
                     // Nothing says that what is missing in between was ever promised: the log ended
@@ -234,8 +126,14 @@ impl<D: Driver> Recovery<'_, D> {
         recovered: &mut Recovered,
     ) -> Result<()> {
         let Candidate { head, file, .. } = candidate;
+        // One whose first batch was never promised may be torn, and is no failure.
+        if candidate.damaged && head.first_lsn <= proven {
+            mark("segment known by its batches");
+            recovered.stats.checksum_failures += 1;
+        }
         let footer = candidate.footer.take();
-        if let Some(footer) = footer.filter(|footer| is_run(footer, &head, proven)) {
+        let limit = left_over_from(later);
+        if let Some(footer) = footer.filter(|footer| is_run(footer, &head, proven, limit)) {
             mark("segment replayed from its footer");
             for batch in &footer.batches {
                 self.apply(&batch.records, batch.lsn, batch.sum, recovered);
@@ -277,7 +175,8 @@ impl<D: Driver> Recovery<'_, D> {
         let bytes = self.read_segment(file).await?;
         let identity = head.identity();
         let pages = (bytes.len() / PAGE) as u32;
-        // The next segment knows how far this one counts; what is behind that is left over.
+        // The next segments know how far this one counts; what is behind that is left over.
+        let left_over = left_over_from(later);
         let limit = later
             .get(&head.segment.next())
             .map_or(pages, |next| next.head.previous_pages.clamp(1, pages));
@@ -287,7 +186,7 @@ impl<D: Driver> Recovery<'_, D> {
             copy: find_footer(identity, &bytes),
         };
         let (mut next, mut chain) = (head.first_lsn, head.chain);
-        while scan.page < limit {
+        while scan.page < limit && next < left_over {
             match read_batch(identity, &bytes, scan.page, limit, (next, chain)) {
                 Some(batch) if batch.whole || next <= proven => {
                     if !batch.whole {
@@ -312,7 +211,7 @@ impl<D: Driver> Recovery<'_, D> {
                         identity,
                         limit,
                         next,
-                        proven,
+                        last: Lsn(proven.0.min(left_over.0 - 1)),
                         behind,
                     };
                     let before = scan.page;
@@ -343,7 +242,7 @@ impl<D: Driver> Recovery<'_, D> {
         let good = |page: u32| {
             let at = page as usize * PAGE;
             let (head, _) = BatchHead::parse(bad.identity, page, &bad.bytes[at..at + PAGE]).ok()?;
-            (head.lsn > bad.next && head.lsn <= bad.proven.next()).then_some((page, head))
+            (head.lsn > bad.next && head.lsn <= bad.last.next()).then_some((page, head))
         };
         let expected = match (scan.page + 1..bad.limit).find_map(good) {
             Some((page, head)) => {
@@ -352,7 +251,7 @@ impl<D: Driver> Recovery<'_, D> {
             }
             // Nothing good is left here: the segment ends before the bad batch, and the log goes on
             // behind what was promised.
-            None => bad.behind.unwrap_or((bad.proven.next(), 0)),
+            None => bad.behind.unwrap_or((bad.last.next(), 0)),
         };
         // What the checkpoint holds is not lost with its records.
         let first = bad.next.max(recovered.end.next_lsn);
@@ -400,27 +299,37 @@ impl<D: Driver> Recovery<'_, D> {
         let Scan { footer, page, copy } = scan;
         let same = |copy: &Footer| copy.sums == footer.sums && copy.batches == footer.batches;
         let sealed = copy.as_ref().is_some_and(same);
-        let bytes = footer_bytes(&footer, head.identity(), self.driver.pool());
         let offset = u64::from(page) * PAGE as u64;
-        if offset + bytes.len() as u64 > self.params.segment_bytes() {
+        let last = footer_bytes(&footer, head.identity(), self.driver.pool());
+        if offset + last.len() as u64 > self.params.segment_bytes() {
             return Err(Error::corrupt(format!(
                 "a segment leaves no room for its footer: segment={}",
                 head.segment.0
             )));
         }
-        let is_proven = footer.batches.iter().all(|batch| batch.lsn <= proven);
-        let copied = match is_proven || planted("believe_what_is_found") {
-            true => None,
-            false => self.copy_out(file, page, &bytes, recovered).await?,
-        };
-        let file = match copied {
-            Some(copied) => {
+        let last = (offset, last);
+        let unproven = footer.batches.iter().find(|batch| batch.lsn > proven);
+        let unproven = unproven.filter(|_| !planted("believe_what_is_found"));
+        let mut changed = Vec::new();
+        let mut moved = None;
+        if let Some(first) = unproven {
+            let mut bytes = self.read_segment(file).await?;
+            head.write(&mut bytes[..PAGE]);
+            bytes.shorten(offset as usize);
+            let bytes = bytes.freeze();
+            moved = self.copy_out(&bytes, &last, recovered).await?;
+            // The segment's head was in the same write as its first batch.
+            let from = if first.page == 1 { 0 } else { first.page };
+            changed.extend(pieces(&bytes, u64::from(from) * PAGE as u64));
+        }
+        let file = match moved {
+            Some(copy) => {
                 recovered.segments.add_free(file);
-                copied
+                copy
             }
             None => {
-                let written = (!sealed).then_some(bytes);
-                self.persist(file, offset, written).await?;
+                changed.extend((!sealed).then_some(last));
+                self.persist(file, changed).await?;
                 file
             }
         };
@@ -514,13 +423,22 @@ struct Bad<'a> {
     identity: Identity,
     limit: u32,
     next: Lsn,
-    proven: Lsn,
+    /// The last batch that was proven and may be here.
+    last: Lsn,
     /// What the next segment begins with.
     behind: Option<(Lsn, u32)>,
 }
 
-/// Whether a footer lists a segment's batches without a gap, all of them proven to be durable.
-fn is_run(footer: &Footer, head: &SegmentHead, proven: Lsn) -> bool {
+/// The batch with which later segments begin: where the log has gone on without what an earlier one
+/// holds behind a tear. Segments in between may be gone.
+fn left_over_from(later: &Candidates) -> Lsn {
+    let firsts = later.values().map(|candidate| candidate.head.first_lsn);
+    firsts.min().unwrap_or(Lsn(u64::MAX))
+}
+
+/// Whether a footer lists a segment's batches without a gap, all of them proven to be durable, and
+/// none left over.
+fn is_run(footer: &Footer, head: &SegmentHead, proven: Lsn, left_over: Lsn) -> bool {
     let mut expected = head.first_lsn;
     for batch in &footer.batches {
         if batch.lsn != expected {
@@ -528,7 +446,7 @@ fn is_run(footer: &Footer, head: &SegmentHead, proven: Lsn) -> bool {
         }
         expected = expected.next();
     }
-    expected > head.first_lsn && Lsn(expected.0 - 1) <= proven
+    expected > head.first_lsn && Lsn(expected.0 - 1) <= proven && expected <= left_over
 }
 
 /// The batch that begins at a page, if its head is good and it is the one expected.

@@ -125,11 +125,11 @@ pub(crate) enum Control {
     /// First step of a move: from the answer on, operations on the payload wait. Says whether
     /// anything of it is on this shard's disk.
     Hold { id: PayloadId, reply: Answers<bool> },
-    /// Last step: what became of the move.
+    /// Last step: what became of the move. Answers whether nothing of the old payload can come back.
     Release {
         id: PayloadId,
         end: Move,
-        reply: Reply<Result<()>>,
+        reply: Reply<Result<bool>>,
     },
     /// At opening: these payloads are claimed by other shards. Answers which of the claims win.
     Settle {

@@ -8,7 +8,11 @@
 //! 1. Nothing is placed before there is room for all of it.
 //! 2. A write fails with `Full` only when no room came for `stall_timeout`, and has then changed
 //!    nothing.
-//! 3. Of the files that the limit allows, payload data leaves the last one to deletes and cleaning.
+//! 3. Of the segments that the limit allows, payload data leaves the last one to deletes and the
+//!    like, and those leave one beyond the limit to the cleaner. A segment that was begun beyond
+//!    somebody's share is not filled by them either: what the cleaner begins, it can finish.
+//! 4. As many free files are kept in reserve as there are segments left to others, so that a full
+//!    file system keeps nobody from emptying the store.
 
 use super::{Shard, State, within};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +47,20 @@ pub(super) enum Purpose {
     /// What the cleaner moves.
     Clean,
 }
+
+impl Purpose {
+    /// Segments, and free files, that are left to more pressing purposes.
+    fn reserve(self) -> usize {
+        match self {
+            Purpose::Data => 2,
+            Purpose::Meta => 1,
+            Purpose::Clean => 0,
+        }
+    }
+}
+
+/// Segments that a shard may always have: with fewer nothing can be cleaned.
+const SEGMENTS_MIN: usize = 4;
 
 /// Why there is no file, and since when.
 struct Refusal {
@@ -185,7 +203,7 @@ impl<D: Driver> Shard<D> {
     ) -> Result<()> {
         loop {
             self.check_poison()?;
-            let fit = self.0.state.borrow().log.fit(records, data);
+            let fit = self.fit(&self.0.state.borrow(), purpose, records, data);
             let moved = match fit {
                 Fit::Now => return Ok(()),
                 Fit::BeginBatch => self.try_begin_batch(),
@@ -212,7 +230,7 @@ impl<D: Driver> Shard<D> {
         let may_move = || {
             let state = self.0.state.borrow();
             let dirty_max = self.0.params.dirty_bytes_max();
-            let moves = match state.log.fit(records, data) {
+            let moves = match self.fit(&state, purpose, records, data) {
                 Fit::Now => true,
                 Fit::BeginBatch => state.may_begin_batch(dirty_max),
                 Fit::CloseBatch => state.may_close(),
@@ -227,7 +245,8 @@ impl<D: Driver> Shard<D> {
             return Ok(());
         }
         // Only a want of files is a stall. The device takes what it was given, or fails.
-        if self.0.state.borrow().log.fit(records, data) == Fit::BeginSegment {
+        let fit = self.fit(&self.0.state.borrow(), purpose, records, data);
+        if fit == Fit::BeginSegment {
             self.start_making(purpose);
             let stalled_since = self
                 .0
@@ -280,20 +299,27 @@ impl<D: Driver> Shard<D> {
         true
     }
 
-    /// How many segments may be held when one more is begun for this purpose.
+    /// What has to happen before something can be recorded for this purpose.
+    fn fit(&self, state: &State, purpose: Purpose, records: usize, data: usize) -> Fit {
+        match state.segments.len() > self.segments_max(state, purpose) {
+            true => Fit::BeginSegment,
+            false => state.log.fit(records, data),
+        }
+    }
+
+    /// How many segments may be held for this purpose: fewer when one is begun, no more when the
+    /// open one is filled.
     pub(super) fn segments_max(&self, state: &State, purpose: Purpose) -> usize {
         let checkpoints = CHECKPOINT_COPIES_MAX * state.last_checkpoint_bytes();
         let checkpoints = self.0.params.segments_of(checkpoints);
         let files_max = self.0.params.files_max().saturating_sub(checkpoints);
-        match purpose {
-            Purpose::Data => files_max.saturating_sub(1).max(2),
-            Purpose::Meta => files_max.max(3),
-            // The cleaner may go one beyond the limit, as the contract allows, and may always begin
-            // the first segment after an opening: without one it could free nothing.
-            Purpose::Clean => match state.log.open_segment() {
-                Some(_) => files_max.saturating_add(1).max(4),
-                None => files_max.saturating_add(1).max(state.segments.len() + 1),
-            },
+        let most = files_max.saturating_add(1).max(SEGMENTS_MIN);
+        match (purpose, state.log.open_segment()) {
+            // The cleaner may always begin the first segment after an opening: without one it could
+            // free nothing.
+            (Purpose::Clean, None) => most.max(state.segments.len() + 1),
+            (Purpose::Clean, Some(_)) => most.max(state.segments.len()),
+            _ => most - purpose.reserve(),
         }
     }
 
@@ -431,11 +457,11 @@ impl<D: Driver> Shard<D> {
         });
     }
 
-    /// A file for the next segment: one that is free, or a new one. Payload data leaves one free
-    /// file as a reserve, and has it made if there is none: on a full file system, deletes, the
-    /// cleaner and checkpoints live on it.
+    /// A file for the next segment: one that is free, or a new one. Free files are left as a
+    /// reserve, and are made if there are none: on a full file system, deletes, the cleaner and
+    /// checkpoints live on them.
     async fn make_spare(&self, purpose: Purpose) -> io::Result<u64> {
-        let reserved = usize::from(purpose == Purpose::Data);
+        let reserved = purpose.reserve();
         loop {
             let new = {
                 let mut state = self.state();

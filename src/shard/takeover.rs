@@ -4,8 +4,9 @@
 //! 1. What a process before us wrote is not durable because it can be read, nor because a sync of
 //!    ours succeeds: one of theirs may have failed. Unless something proves it, it is written
 //!    again.
-//! 2. Nothing that may have been promised is overwritten: it is written again elsewhere, and
-//!    counts there only when all of it is durable.
+//! 2. Nothing that may have been promised is overwritten while there is room: it is written again
+//!    elsewhere, and counts there only when all of it is durable. On a full file system it is
+//!    overwritten with the same bytes, so that a crash finds either.
 //!
 //! Deliberately not here: which batches are good, and where the log ends; see `replay`.
 
@@ -23,18 +24,13 @@ use std::io;
 const READ_BYTES: usize = 1 << 20;
 
 impl<D: Driver> Recovery<'_, D> {
-    /// Makes a segment durable where it is, with a footer if it has none yet.
-    pub(super) async fn persist(
-        &self,
-        file: u64,
-        offset: u64,
-        footer: Option<Bytes>,
-    ) -> Result<()> {
+    /// Makes a segment durable where it is, after writing some pieces of it.
+    pub(super) async fn persist(&self, file: u64, pieces: Vec<(u64, Bytes)>) -> Result<()> {
         let path = self.params.path(&segment_name(file));
         let persist = async {
             let file = self.driver.open(&path, OpenMode::Existing).await?;
-            if let Some(footer) = footer {
-                file.write(offset, footer, Durability::Visible).await?;
+            for (offset, piece) in pieces {
+                file.write(offset, piece, Durability::Visible).await?;
             }
             file.sync().await
         };
@@ -44,29 +40,22 @@ impl<D: Driver> Recovery<'_, D> {
     /// Writes a segment that ends in batches that nothing proves to be durable to a new file.
     ///
     /// A sync would not do: an earlier process may have had one fail, and then a later one that
-    /// succeeds says nothing about these bytes. Nor would writing them where they are: some may
-    /// have
-    /// been promised, and a crash can destroy what is being written. `None`: there is no space.
+    /// succeeds says nothing about these bytes. `None`: there is no space.
     pub(super) async fn copy_out(
         &self,
-        from: u64,
-        pages: u32,
-        footer: &Bytes,
+        bytes: &Bytes,
+        footer: &(u64, Bytes),
         recovered: &mut Recovered,
     ) -> Result<Option<u64>> {
-        let bytes = self.read_segment(from).await?.freeze();
         let number = recovered.segments.new_file();
         let path = self.params.path(&segment_name(number));
-        let end = pages as usize * PAGE;
         let copy = async {
             let file = self.driver.open(&path, OpenMode::CreateNew).await?;
             file.allocate(self.params.segment_bytes()).await?;
-            for offset in (PAGE..end).step_by(READ_BYTES) {
-                let piece = bytes.slice(offset..end.min(offset + READ_BYTES));
-                file.write(offset as u64, piece, Durability::Visible)
-                    .await?;
+            for (offset, piece) in pieces(bytes, PAGE as u64) {
+                file.write(offset, piece, Durability::Visible).await?;
             }
-            file.write(end as u64, footer.clone(), Durability::Visible)
+            file.write(footer.0, footer.1.clone(), Durability::Visible)
                 .await?;
             file.sync().await?;
             self.driver.sync_dir(&self.params.dir()).await?;
@@ -91,12 +80,9 @@ impl<D: Driver> Recovery<'_, D> {
     }
 
     pub(super) async fn read_segment(&self, file: u64) -> Result<AlignedBuf> {
-        let name = super::files::segment_name(file);
-        let open = self
-            .driver
-            .open(&self.params.path(&name), OpenMode::Existing)
-            .await;
-        let handle = open.map_err(|error| self.failed("read", error))?;
+        let gone = || self.failed("read", io::ErrorKind::NotFound.into());
+        let open = self.open_existing(&segment_name(file)).await?;
+        let handle = open.ok_or_else(gone)?;
         let bytes = self.params.segment_bytes() as usize;
         let mut whole = self.driver.pool().take(bytes);
         let mut offset = 0;
@@ -119,10 +105,19 @@ impl<D: Driver> Recovery<'_, D> {
     async fn read_pages(&self, handle: &D::File, offset: usize, out: &mut [u8]) {
         for (index, page) in out.chunks_exact_mut(PAGE).enumerate() {
             let at = (offset + index * PAGE) as u64;
-            match handle.read(at, self.driver.pool().take(PAGE)).await {
+            match self.read_at(handle, at, PAGE).await {
                 Ok(buf) => page.copy_from_slice(&buf),
                 Err(_) => page.fill(0),
             }
         }
     }
+}
+
+/// The bytes of a segment from an offset on, in pieces to be written.
+pub(super) fn pieces(bytes: &Bytes, from: u64) -> impl Iterator<Item = (u64, Bytes)> {
+    let starts = (from as usize..bytes.len()).step_by(READ_BYTES);
+    starts.map(|start| {
+        let end = bytes.len().min(start + READ_BYTES);
+        (start as u64, bytes.slice(start..end))
+    })
 }

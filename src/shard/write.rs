@@ -128,6 +128,7 @@ impl<D: Driver> Shard<D> {
     }
 
     pub(super) async fn delete(&self, id: &PayloadId) -> Result<()> {
+        self.check_settled(id)?;
         let Some(lsn) = self.delete_here(id).await? else {
             return self.check_poison();
         };
@@ -143,6 +144,16 @@ impl<D: Driver> Shard<D> {
             });
         }
         Ok(())
+    }
+
+    /// A payload that outranks an older one of a failed shard has to stay until the store is opened
+    /// again: without it a crash would bring the older one back.
+    fn check_settled(&self, id: &PayloadId) -> Result<()> {
+        if !self.0.state.borrow().unsettled.contains(id) {
+            return Ok(());
+        }
+        let message = "a shard that had this payload has failed: check the disk, reopen";
+        Err(Error::new(ErrorKind::Poisoned, message))
     }
 
     fn send_home(&self, id: &PayloadId) {
@@ -223,7 +234,7 @@ impl<D: Driver> Shard<D> {
         mark("copy between shards");
         let made = self.copy_here(source, target).await;
         let result = match &made {
-            Ok((_, lsn)) if unsettled => self.durable(*lsn).await,
+            Ok((_, lsn)) if unsettled && !planted("old_one_goes_first") => self.durable(*lsn).await,
             Ok(_) => Ok(()),
             Err(error) => Err(error.clone()),
         };
@@ -232,18 +243,26 @@ impl<D: Driver> Shard<D> {
             Ok(()) => self.end_move(from, target, moved).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = result {
-            // A copy that may be on the disk must not win over what is written to the old one
-            // later.
-            let undone = made.is_err() || self.disown(std::slice::from_ref(target)).await.is_ok();
-            self.end_move(from, target, Move::GivenUp { outrank: !undone })
-                .await?;
-            return Err(error);
+        match result {
+            Ok(true) => {}
+            Ok(false) => {
+                mark("moved from a shard that failed");
+                self.state().unsettled.insert(target.clone());
+            }
+            Err(error) => {
+                // A copy that may be on the disk must not win over what is written to the old one
+                // later.
+                let undone =
+                    made.is_err() || self.disown(std::slice::from_ref(target)).await.is_ok();
+                self.end_move(from, target, Move::GivenUp { outrank: !undone })
+                    .await?;
+                return Err(error);
+            }
         }
         Ok(Some(made?.0))
     }
 
-    async fn end_move(&self, from: ShardId, id: &PayloadId, end: Move) -> Result<()> {
+    async fn end_move(&self, from: ShardId, id: &PayloadId, end: Move) -> Result<bool> {
         let id = id.clone();
         self.ask(from, |reply| Control::Release { id, end, reply })
             .await
@@ -271,6 +290,7 @@ impl<D: Driver> Shard<D> {
             return Ok(Answer::Elsewhere);
         }
         self.check_poison()?;
+        self.check_settled(id)?;
         self.state().moving.insert(id.clone());
         let quiet = || (!self.0.state.borrow().changing.contains_key(id)).then_some(());
         self.0.finished.until(quiet).await;
@@ -282,21 +302,29 @@ impl<D: Driver> Shard<D> {
         Ok(Answer::Done(deleted || state.map.find(id).is_some()))
     }
 
-    /// Ends a move. If it was made, the old payload goes, durably, before the route changes; if
-    /// that fails operations go on waiting, until the other side has given up.
-    pub(super) async fn release(&self, id: &PayloadId, end: Move) -> Result<()> {
+    /// Ends a move. If it was made, the old payload goes before the route changes; if that fails
+    /// operations go on waiting, until the other side has given up.
+    pub(super) async fn release(&self, id: &PayloadId, end: Move) -> Result<bool> {
         let result = match end {
-            Move::Done(shard) => {
-                self.disown(std::slice::from_ref(id)).await?;
-                self.0.params.routes.set(id, shard);
-                Ok(())
-            }
-            Move::GivenUp { outrank: true } => self.outrank(id).await,
-            Move::GivenUp { outrank: false } => Ok(()),
+            Move::Done(shard) => Ok(self.give_away(id, shard).await?),
+            Move::GivenUp { outrank: true } => self.outrank(id).await.map(|()| true),
+            Move::GivenUp { outrank: false } => Ok(true),
         };
         self.state().moving.remove(id);
         self.0.finished.notify();
         result
+    }
+
+    /// Deletes a payload that another shard has a durable copy of, and points its name there. Says
+    /// whether the deletion is durable. Once it is recorded the copy has to stand: whether a crash
+    /// finds the old one is not known, and the copy outranks it.
+    async fn give_away(&self, id: &PayloadId, shard: ShardId) -> Result<bool> {
+        let settled = match self.delete_here(id).await? {
+            None => true,
+            Some(lsn) => self.durable(lsn).await.is_ok(),
+        };
+        self.0.params.routes.set(id, shard);
+        Ok(settled)
     }
 
     /// Gives a payload a new generation, durably: another shard may hold a later one that failed.
@@ -382,15 +410,9 @@ impl<D: Driver> Shard<D> {
         let mine = |id: &PayloadId| self.0.state.borrow().map.find(id).map(|own| own.generation);
         let won = claims
             .iter()
-            .map(|claim| match planted("older_owner_wins") {
-                true => mine(&claim.id).is_none(),
-                false => mine(&claim.id) < Some(claim.generation),
-            })
+            .map(|claim| mine(&claim.id) < Some(claim.generation))
             .collect();
-        let lost = |claim: &&Claim| {
-            let older = mine(&claim.id).is_some_and(|own| own < claim.generation);
-            older && !planted("older_owner_wins")
-        };
+        let lost = |claim: &&Claim| mine(&claim.id).is_some_and(|own| own < claim.generation);
         let ids: Vec<PayloadId> = claims
             .iter()
             .filter(lost)

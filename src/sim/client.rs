@@ -36,6 +36,8 @@ pub(super) struct Shared {
     /// Successes by kind of operation.
     pub(super) successes: RefCell<[u64; KINDS.len()]>,
     pub(super) allowed: Cell<Allowed>,
+    /// Whether a file was harmed by hand.
+    pub(super) is_harmed: Cell<bool>,
     /// Every write so far: tag, offset, end.
     pub(super) writes: RefCell<Vec<(u32, u64, u64)>>,
     pub(super) dropped: Cell<u64>,
@@ -46,8 +48,11 @@ pub(super) struct Shared {
 pub(super) struct Allowed {
     pub(super) full: bool,
     pub(super) poisoned: bool,
-    pub(super) corrupt: bool,
 }
+
+/// How much had gone wrong at some moment that passes again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Passing(u64);
 
 impl Shared {
     /// Notes what is wrong; the first word counts.
@@ -63,8 +68,15 @@ impl Shared {
         self.successes.borrow_mut()[op.kind()] += 1;
     }
 
-    /// Whether an error of this kind may be the disk's doing.
-    pub(super) fn explains(&self, kind: ErrorKind) -> bool {
+    /// Read errors so far, and files that did not open: they pass, and explain only what was asked
+    /// before them and answered after.
+    pub(super) fn passing(&self) -> Passing {
+        let counters = self.universe.counters();
+        Passing(counters.read_errors + counters.metadata_errors)
+    }
+
+    /// Whether an error of this kind, of something that began at `began`, may be the disk's doing.
+    pub(super) fn explains(&self, kind: ErrorKind, began: Passing) -> bool {
         let counters = self.universe.counters();
         let errors = counters.write_errors
             + counters.sync_errors
@@ -76,20 +88,20 @@ impl Shared {
             ErrorKind::Poisoned => {
                 allowed.poisoned || errors + counters.read_errors + counters.out_of_space > 0
             }
-            // A file that does not open for a moment cannot be read for a moment.
-            ErrorKind::Corrupt => self.is_damaged() || counters.metadata_errors > 0,
+            ErrorKind::Corrupt => self.is_damaged() || self.passing() != began,
             _ => false,
         }
     }
 
-    /// Whether the disk has lied, or kept bytes back.
+    /// Whether the disk has lied, or keeps bytes back for good.
     pub(super) fn is_damaged(&self) -> bool {
         let counters = self.universe.counters();
         let silent = counters.lost_writes
             + counters.misdirected_writes
             + counters.rotten_bits
-            + counters.unreadable_pages;
-        self.allowed.get().corrupt || silent + counters.read_errors > 0
+            + counters.unreadable_pages
+            + counters.dir_sync_errors;
+        self.is_harmed.get() || silent > 0
     }
 }
 
@@ -97,6 +109,8 @@ impl Shared {
 pub(super) struct Client {
     pub(super) shared: Rc<Shared>,
     pub(super) store: Store,
+    /// What had gone wrong when the present step began.
+    pub(super) began: Cell<Passing>,
 }
 
 /// Polls a future at most so many times; `None` if it was not done by then.
@@ -121,6 +135,7 @@ impl Client {
     /// Does one step.
     pub(super) async fn perform(&self, index: usize, op: Op, drop_after: Option<u64>) {
         let op = self.within_bounds(op);
+        self.began.set(self.shared.passing());
         match op {
             Op::Write { .. } | Op::Punch { .. } | Op::Truncate { .. } | Op::Delete { .. } => {
                 self.change(index, op, drop_after).await;
@@ -297,9 +312,13 @@ impl Client {
         }
     }
 
+    fn is_explained(&self, error: &Error) -> bool {
+        self.shared.explains(error.kind(), self.began.get())
+    }
+
     /// An error that changes nothing in the model.
     pub(super) fn tolerate(&self, index: usize, op: Op, error: &Error) {
-        if !self.shared.explains(error.kind()) {
+        if !self.is_explained(error) {
             self.unexpected(index, op, error);
         }
     }
@@ -337,8 +356,8 @@ impl Client {
                         self.fail(index, format!("{op:?} does not find what exists"));
                     }
                 }
-                ErrorKind::Full if self.shared.explains(ErrorKind::Full) => model.failed(ticket),
-                ErrorKind::Poisoned if self.shared.explains(ErrorKind::Poisoned) => {
+                ErrorKind::Full if self.is_explained(&error) => model.failed(ticket),
+                ErrorKind::Poisoned if self.is_explained(&error) => {
                     model.forgotten(ticket);
                 }
                 _ => {

@@ -9,8 +9,6 @@
 //!
 //! Deliberately not here: time, and which of several contents is the right one; see `history`.
 
-use crate::types::PAGE;
-
 /// What a range holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
@@ -62,16 +60,53 @@ pub(super) fn byte_of(tag: u32, offset: u64) -> u8 {
 
 /// Fills `out` with a tag's bytes from `offset` on.
 pub(super) fn fill(tag: u32, offset: u64, out: &mut [u8]) {
-    let mut at = offset;
-    let mut rest = out;
-    while !rest.is_empty() {
-        let within = (at % 8) as usize;
-        let len = rest.len().min(8 - within);
-        let (head, tail) = rest.split_at_mut(len);
-        head.copy_from_slice(&word_of(tag, at / 8)[within..within + len]);
-        rest = tail;
-        at += len as u64;
+    let (head, first) = split_at_word(offset, out.len());
+    let (head, rest) = out.split_at_mut(head);
+    for (at, byte) in (offset..).zip(head) {
+        *byte = byte_of(tag, at);
     }
+    let mut words = rest.chunks_exact_mut(8);
+    let mut word = first;
+    for out in &mut words {
+        out.copy_from_slice(&word_of(tag, word));
+        word += 1;
+    }
+    let tail = words.into_remainder();
+    let len = tail.len();
+    tail.copy_from_slice(&word_of(tag, word)[..len]);
+}
+
+/// Whether `bytes` are a tag's from `offset` on. Every run compares everything with this, so it goes
+/// word by word.
+fn is_of_tag(tag: u32, offset: u64, bytes: &[u8]) -> bool {
+    let (head, first) = split_at_word(offset, bytes.len());
+    let (head, rest) = bytes.split_at(head);
+    let mut words = rest.chunks_exact(8);
+    let mut word = first;
+    for bytes in &mut words {
+        if *bytes != word_of(tag, word) {
+            return false;
+        }
+        word += 1;
+    }
+    let tail = words.remainder();
+    *tail == word_of(tag, word)[..tail.len()]
+        && head
+            .iter()
+            .zip(offset..)
+            .all(|(byte, at)| *byte == byte_of(tag, at))
+}
+
+/// Bytes before the first whole word of a range, and the number of that word.
+fn split_at_word(offset: u64, len: usize) -> (usize, u64) {
+    let head = (offset.next_multiple_of(8) - offset) as usize;
+    (head.min(len), offset.div_ceil(8))
+}
+
+/// Whether all bytes are zero, some at a time.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let any = |bytes: &[u8]| bytes.iter().fold(0, |any, byte| any | byte);
+    bytes.chunks(256).all(|chunk| any(chunk) == 0)
 }
 
 impl Content {
@@ -154,6 +189,12 @@ impl Content {
         })
     }
 
+    /// Whether any byte of a write is in `[from, to)`.
+    pub(super) fn has_data(&self, from: u64, to: u64) -> bool {
+        let is_data = |kind: Option<Kind>| matches!(kind, Some(Kind::Data(_)));
+        self.spans(from, to).iter().any(|span| is_data(span.2))
+    }
+
     /// The byte at an offset.
     pub(super) fn byte(&self, offset: u64) -> u8 {
         match self.spans(offset, offset + 1)[0].2 {
@@ -173,17 +214,8 @@ impl Content {
 
 fn part_matches(offset: u64, part: &[u8], kind: Option<Kind>) -> bool {
     match kind {
-        Some(Kind::Data(tag)) => {
-            let mut expected = [0; PAGE];
-            let mut at = offset;
-            part.chunks(PAGE).all(|chunk| {
-                let expected = &mut expected[..chunk.len()];
-                fill(tag, at, expected);
-                at += chunk.len() as u64;
-                chunk == expected
-            })
-        }
-        Some(Kind::Zero) | None => part.iter().all(|byte| *byte == 0),
+        Some(Kind::Data(tag)) => is_of_tag(tag, offset, part),
+        Some(Kind::Zero) | None => is_zero(part),
     }
 }
 
@@ -235,7 +267,7 @@ pub(super) fn cow_matches(upper: &State, lower: &State, offset: u64, bytes: &[u8
             let edge = shows.clamp(from, to);
             let (shown, hidden) = part.split_at((edge - from) as usize);
             let source = lower.as_ref().unwrap_or(&empty);
-            source.matches(from, shown) && hidden.iter().all(|byte| *byte == 0)
+            source.matches(from, shown) && is_zero(hidden)
         })
 }
 
@@ -252,6 +284,26 @@ mod tests {
         changes
             .iter()
             .fold(None, |state, change| apply(&state, change))
+    }
+
+    #[test]
+    fn a_tags_bytes_are_the_same_from_everywhere() {
+        for (offset, len) in (0..17).flat_map(|offset| (0..40).map(move |len| (offset, len))) {
+            let mut bytes = vec![0; len];
+            fill(5, offset, &mut bytes);
+            let one_by_one: Vec<u8> = (offset..).take(len).map(|at| byte_of(5, at)).collect();
+            assert_eq!(bytes, one_by_one);
+            assert!(is_of_tag(5, offset, &bytes));
+            for wrong in 0..len {
+                let mut bytes = bytes.clone();
+                bytes[wrong] ^= 0x80;
+                assert!(!is_of_tag(5, offset, &bytes));
+                let mut zeros = vec![0; len];
+                assert!(is_zero(&zeros));
+                zeros[wrong] = 4;
+                assert!(!is_zero(&zeros));
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //!
 //! Deliberately not here: whether a plan is interesting. Marks tell, in a campaign.
 
-use super::plan::{Op, Plan, Settings, Step};
+use super::plan::{HARMS, Op, Plan, Settings, Step};
 use crate::io::sim::{DiskFaults, Tear};
 use fastrand::Rng;
 
@@ -20,6 +20,9 @@ const STEPS_SPREAD: u64 = 220;
 
 /// Steps of a plan made from bytes at most.
 const STEPS_FROM_BYTES_MAX: u64 = 400;
+
+/// Operations that clients repeat after a crash at most.
+const RETRIES_MAX: u64 = 6;
 
 /// Payload bytes lie below this, but for the far ones.
 const OFFSET_MAX: u64 = 384 << 10;
@@ -105,6 +108,8 @@ struct Generator<'a, 'b> {
     drops: bool,
     far: bool,
     faults: DiskFaults,
+    /// The payloads of the last copy: what is done to a clone or its source is done to them.
+    clone: [u64; 2],
     /// About where each payload's bytes begin and end.
     edges: Vec<Vec<u64>>,
 }
@@ -114,12 +119,27 @@ fn generate(entropy: &mut Entropy<'_>, seed: u64, count: u64) -> Plan {
     let mut steps = vec![Step::Faults(generator.faults.clone())];
     while (steps.len() as u64) < count && !generator.entropy.is_used_up() {
         let step = generator.step();
+        let crashes = matches!(step, Step::Cut { .. } | Step::Kill { .. });
         steps.push(step);
+        if crashes && generator.entropy.one_in(4) {
+            let count = 1 + generator.entropy.below(RETRIES_MAX) as usize;
+            steps.extend(retries(&steps, count));
+        }
     }
     Plan {
         settings: generator.settings,
         steps,
     }
+}
+
+/// What clients do again after a crash, since they had no answer: the first of the last few
+/// operations before it. What is left of the others must not come back with them.
+fn retries(steps: &[Step], count: usize) -> Vec<Step> {
+    let is_client = |step: &&Step| matches!(step, Step::Client { .. });
+    let before = steps.iter().rev().skip(1).take_while(is_client).count();
+    let crash = steps.len() - 1;
+    let first = crash - before.min(RETRIES_MAX as usize);
+    steps[first..crash].iter().take(count).cloned().collect()
 }
 
 impl<'a, 'b> Generator<'a, 'b> {
@@ -142,7 +162,7 @@ impl<'a, 'b> Generator<'a, 'b> {
         let settings = Settings {
             seed,
             shards,
-            payloads: 2 + entropy.below(6),
+            payloads: 2 + entropy.below(7),
             segment_bytes,
             dirty_bytes: shards * entropy.pick(&[64 << 10, 128 << 10, 1 << 20, 16 << 20]),
             local_bytes: local,
@@ -165,6 +185,7 @@ impl<'a, 'b> Generator<'a, 'b> {
             drops: entropy.one_in(3),
             far: entropy.one_in(6),
             faults,
+            clone: [0, 1],
             edges: vec![vec![0]; payloads],
             settings,
             entropy,
@@ -198,6 +219,7 @@ impl<'a, 'b> Generator<'a, 'b> {
             ..DiskFaults::default()
         };
         match self.entropy.below(16) {
+            0..=3 if self.class == Class::Damage => self.harm(),
             0..=5 => Step::Cut { ios },
             6..=8 => Step::Kill { ios },
             9..=11 => Step::Reopen,
@@ -211,8 +233,26 @@ impl<'a, 'b> Generator<'a, 'b> {
         }
     }
 
+    /// More often to a page than to a whole file: what is left then shows more.
+    fn harm(&mut self) -> Step {
+        let harms = HARMS.map(|it| it.1);
+        let first = self.entropy.pick(&harms);
+        let harm = match first.is_whole_file() {
+            true => self.entropy.pick(&harms),
+            false => first,
+        };
+        Step::Harm {
+            harm,
+            file: self.entropy.below(64),
+            place: self.entropy.below(1 << 20),
+        }
+    }
+
     fn payload(&mut self) -> u64 {
-        self.entropy.below(self.settings.payloads)
+        match self.entropy.one_in(4) {
+            true => self.entropy.pick(&self.clone.clone()),
+            false => self.entropy.below(self.settings.payloads),
+        }
     }
 
     fn offset(&mut self, id: u64) -> u64 {
@@ -288,7 +328,12 @@ impl<'a, 'b> Generator<'a, 'b> {
                 id,
                 size: self.offset(id),
             },
-            3 => Op::Copy { id, target: other },
+            3 => {
+                self.clone = [id, other];
+                // A clone's bytes begin and end where its source's do.
+                self.edges[other as usize] = self.edges[id as usize].clone();
+                Op::Copy { id, target: other }
+            }
             4 => Op::Delete { id },
             5 => Op::Flush { id },
             6 => Op::FlushAll,

@@ -52,18 +52,41 @@ struct Pending {
     awaited: bool,
 }
 
+impl History {
+    /// States that died at or before this are out of reach when the last `commits` commits are lost.
+    fn reach(&self, commits: usize) -> u64 {
+        if commits == 0 {
+            return self.floor;
+        }
+        let kept = self.floors.len().checked_sub(commits.saturating_add(1));
+        kept.map_or(0, |last| self.floors[last].since)
+    }
+}
+
 impl Pending {
     fn copies_from(&self, payload: PayloadIndex) -> bool {
         matches!(self.effect, Effect::Copy { source, .. } if source == payload)
     }
 }
 
-#[derive(Default)]
+/// A flush that returned.
+#[derive(Clone, Copy)]
+struct Floor {
+    /// When it began: what had died by then is out of a crash's reach.
+    since: u64,
+    /// When it returned.
+    until: u64,
+}
+
+#[derive(Clone, Default)]
 struct History {
     entries: Vec<Entry>,
     pending: Vec<Pending>,
     /// States that died at or before this are out of a crash's reach.
     floor: u64,
+    /// Flushes so far that surely wrote a commit each, oldest first: each began when the one before
+    /// had returned, with a change in between.
+    floors: Vec<Floor>,
     /// Changes whenever the set does, so that a reader knows if it was alone.
     version: u64,
     /// When readers that are under way began.
@@ -99,13 +122,16 @@ impl Watch {
 }
 
 /// Every payload of a run.
+#[derive(Clone)]
 pub(super) struct Histories {
     clock: u64,
+    /// Whether states that were flushed over are kept: damage may bring them back.
+    keeps_past: bool,
     payloads: Vec<History>,
 }
 
 impl Histories {
-    pub(super) fn new(payloads: usize) -> Histories {
+    pub(super) fn new(payloads: usize, keeps_past: bool) -> Histories {
         let first = || History {
             entries: vec![Entry {
                 state: Rc::new(None),
@@ -117,6 +143,7 @@ impl Histories {
         };
         Histories {
             clock: 0,
+            keeps_past,
             payloads: (0..payloads).map(|_| first()).collect(),
         }
     }
@@ -148,9 +175,9 @@ impl Histories {
         reachable.map(|entry| entry.state.clone()).collect()
     }
 
-    /// States that a crash may leave.
-    pub(super) fn after_crash(&self, payload: PayloadIndex) -> Vec<Rc<State>> {
-        self.since(payload, self.payloads[payload].floor)
+    /// States that a crash may leave if the last `commits` commits are lost with it.
+    pub(super) fn after_crash(&self, payload: PayloadIndex, commits: usize) -> Vec<Rc<State>> {
+        self.since(payload, self.payloads[payload].reach(commits))
     }
 
     /// Whether one more operation may be issued; `copies_from` is the source if it is a copy.
@@ -342,33 +369,52 @@ impl Histories {
 
     /// What had happened when the clock stood at `since` is durable.
     pub(super) fn flushed(&mut self, payload: PayloadIndex, since: u64) {
+        let now = self.tick();
         let history = &mut self.payloads[payload];
         history.floor = history.floor.max(since);
+        let before = history.floors.last().map_or(0, |floor| floor.until);
+        // Whatever it was then, it was asked for after the flush before had returned.
+        let mut then = history.entries.iter().filter(|it| it.died > since);
+        let changed = then.all(|it| it.born > before);
+        match history.floors.last_mut() {
+            Some(last) if !changed => {
+                last.since = last.since.max(since);
+                last.until = now;
+            }
+            _ => history.floors.push(Floor { since, until: now }),
+        }
         self.tidy(payload);
     }
 
-    /// After a crash: the payload was found in a state that `fits`. False if none was allowed.
+    /// After a crash that may have taken `commits` commits with it: the payload was found in a state
+    /// that `fits`. False if none was allowed, and then nothing is learnt.
     pub(super) fn recovered(
         &mut self,
         payload: PayloadIndex,
+        commits: usize,
         fits: impl Fn(&State) -> bool,
     ) -> bool {
         let now = self.tick();
         let history = &mut self.payloads[payload];
-        history.pending.clear();
-        history.readers.clear();
-        history.version = now;
-        let floor = history.floor;
-        history.entries.retain(|entry| entry.died > floor);
+        let reach = history.reach(commits);
         let found: Vec<bool> = history
             .entries
             .iter()
-            .map(|entry| fits(&entry.state))
+            .map(|entry| entry.died > reach && fits(&entry.state))
             .collect();
-        let born = history.entries.iter().zip(&found);
-        let Some(last) = born.filter(|it| *it.1).map(|it| it.0.born).max() else {
+        let those = history.entries.iter().zip(&found).filter(|it| *it.1);
+        let Some(last) = those.clone().map(|it| it.0.born).max() else {
             return false;
         };
+        let died = those.map(|it| it.0.died).max().unwrap_or(u64::MAX);
+        history.pending.clear();
+        history.readers.clear();
+        history.version = now;
+        // Flushes that turned out to be lost promise nothing any more.
+        history.floors.retain(|floor| floor.since < died);
+        if reach < history.floor {
+            history.floor = history.floors.last().map_or(0, |floor| floor.since);
+        }
         for (entry, found) in history.entries.iter_mut().zip(&found) {
             entry.mask = 0;
             entry.died = match found {
@@ -407,7 +453,10 @@ impl Histories {
         let copied = copies_since.filter_map(since).min().unwrap_or(u64::MAX);
         let history = &mut self.payloads[payload];
         let read = history.readers.keys().next().copied().unwrap_or(u64::MAX);
-        let reach = history.floor.min(copied).min(read);
+        let reach = match self.keeps_past {
+            true => 0,
+            false => history.floor.min(copied).min(read),
+        };
         let mut kept: Vec<Entry> = Vec::new();
         for entry in history.entries.drain(..).filter(|it| it.died > reach) {
             let double = kept.iter_mut().find(|other| {

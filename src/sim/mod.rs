@@ -14,6 +14,7 @@
 mod campaign;
 mod client;
 mod content;
+mod damage;
 mod exhaustive;
 mod face;
 mod generate;

@@ -1,7 +1,8 @@
 //! Looking at a whole payload, and saying what is wrong with it.
 //!
 //! Invariants:
-//! 1. An observation covers every byte in which any possible state differs from nothing, and the
+//! 1. What cannot be read is found out page by page, so that a bad page hides no good one.
+//! 2. An observation covers every byte in which any possible state differs from nothing, and the
 //!    surroundings of every edge, so that bytes where none should be are found, too.
 //!
 //! Deliberately not here: which states are possible; see `history`.
@@ -25,8 +26,10 @@ pub(super) struct Observation {
     pub(super) size: Option<u64>,
     /// What was read, and where.
     parts: Vec<(u64, Bytes)>,
-    /// Ranges that could not be read: `Corrupt`.
+    /// Ranges of at most a page that could not be read: `Corrupt`.
     pub(super) corrupt: Vec<(u64, u64, Error)>,
+    /// Whether a read within the size gave another length than was asked for.
+    is_short: bool,
 }
 
 /// Reads a payload, wherever one of the states has something.
@@ -44,19 +47,30 @@ pub(super) async fn observe(
         size,
         parts: Vec::new(),
         corrupt: Vec::new(),
+        is_short: false,
     };
     let Some(size) = size else { return Ok(seen) };
-    for (from, to) in ranges(states, size) {
+    let mut ranges = ranges(states, size);
+    ranges.reverse();
+    while let Some((from, to)) = ranges.pop() {
         let len = (to - from) as usize;
-        match store.read_at(id, from, len).await.map(Chunks::into_bytes) {
-            Ok(bytes) => seen.parts.push((from, bytes)),
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                seen.corrupt.push((from, to, error));
-            }
+        match store.read_at(id, from, len).await {
+            Ok(chunks) => seen.take(from, to, chunks),
+            Err(error) if error.kind() == ErrorKind::Corrupt => match middle(from, to) {
+                Some(middle) => ranges.extend([(middle, to), (from, middle)]),
+                None => seen.corrupt.push((from, to, error)),
+            },
             Err(error) => return Err(error),
         }
     }
     Ok(seen)
+}
+
+/// A page's edge within a range, near its middle.
+fn middle(from: u64, to: u64) -> Option<u64> {
+    let page = PAGE as u64;
+    let (first, last) = (from / page + 1, to.div_ceil(page) - 1);
+    (first <= last).then(|| first.midpoint(last) * page)
 }
 
 /// The ranges to read, sorted and disjoint.
@@ -88,13 +102,29 @@ fn ranges(states: &[Rc<State>], size: u64) -> Vec<(u64, u64)> {
 }
 
 impl Observation {
-    /// Whether this is what a payload in `state` looks like, where it could be read.
+    /// Keeps what was read, in the pieces that it came in.
+    fn take(&mut self, from: u64, to: u64, chunks: Chunks) {
+        let mut at = from;
+        for bytes in chunks {
+            let end = at + bytes.len() as u64;
+            self.parts.push((at, bytes));
+            at = end;
+        }
+        self.is_short |= at != to;
+    }
+
+    /// Whether this is what a payload in `state` looks like, where it could be read. Zeros that are
+    /// nowhere on disk can always be read.
     pub(super) fn fits(&self, state: &State) -> bool {
         match state {
             None => self.size.is_none(),
             Some(content) => {
                 let whole = |part: &(u64, Bytes)| content.matches(part.0, &part.1);
-                self.size == Some(content.size) && self.parts.iter().all(whole)
+                let holds_data = |range: &(u64, u64, Error)| content.has_data(range.0, range.1);
+                !self.is_short
+                    && self.size == Some(content.size)
+                    && self.corrupt.iter().all(holds_data)
+                    && self.parts.iter().all(whole)
             }
         }
     }
@@ -105,7 +135,12 @@ impl Observation {
             .iter()
             .map(|state| (**state).as_ref().map(|content| content.size))
             .collect();
-        let mut text = format!("size {:?}, possible {sizes:?}", self.size);
+        let short = if self.is_short {
+            ", reads are short"
+        } else {
+            ""
+        };
+        let mut text = format!("size {:?}, possible {sizes:?}{short}", self.size);
         for (offset, bytes) in &self.parts {
             let what = shared.explain(states, *offset, bytes);
             if !what.is_empty() {
@@ -113,7 +148,7 @@ impl Observation {
                 text.push_str(&what);
             }
         }
-        text
+        text + &self.unreadable()
     }
 
     /// Whether every byte comes from some write to its offset, or is zero: what is left of the
@@ -128,6 +163,17 @@ impl Observation {
                 *byte == 0 || writes.iter().any(from)
             })
         })
+    }
+
+    /// What could not be read, for a message.
+    fn unreadable(&self) -> String {
+        match &self.corrupt[..] {
+            [] => String::new(),
+            [(from, to, error), ..] => {
+                let count = self.corrupt.len();
+                format!("\n    {count} corrupt pages, the first is {from}..{to}: {error}")
+            }
+        }
     }
 }
 
@@ -203,9 +249,4 @@ pub(super) fn extents_fit(state: &State, offset: u64, len: u64, extents: &[Exten
         }
     }
     at == end.max(offset)
-}
-
-/// Whether an error means that the payload could not be looked at, not that it is wrong.
-pub(super) fn is_excused(shared: &Shared, error: &Error) -> bool {
-    shared.explains(error.kind())
 }

@@ -51,6 +51,20 @@ impl Default for Settings {
     }
 }
 
+impl Plan {
+    /// Whether anything in it can take bytes away for good.
+    pub(super) fn may_damage(&self) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::Harm { .. } => true,
+            Step::Faults(faults) => {
+                faults.lost_write + faults.misdirected_write + faults.bit_rot + faults.unreadable
+                    > 0
+            }
+            _ => false,
+        })
+    }
+}
+
 /// One step: what a client does, or what is done to the machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Step {
@@ -71,10 +85,46 @@ pub(super) enum Step {
     Reopen,
     /// Wait for all clients, and compare everything.
     Check,
+    /// The power fails when all clients are done, and a file comes to harm: the `file`th, at `place`
+    /// where the harm has one.
+    Harm { harm: Harm, file: u64, place: u64 },
     /// From here on, this goes wrong.
     Faults(DiskFaults),
     /// The disk has this many bytes; 0 for no limit.
     Capacity { bytes: u64 },
+}
+
+/// What befalls a segment or checkpoint while the machine is off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Harm {
+    Remove,
+    CutShort,
+    /// All of it is zeros.
+    Zero,
+    ZeroPage,
+    FlipBit,
+    /// A page is unreadable until it is written.
+    BreakPage,
+    /// It holds what another file does.
+    Replace,
+}
+
+/// Every harm with its word in a plan.
+pub(super) const HARMS: [(&str, Harm); 7] = [
+    ("remove", Harm::Remove),
+    ("cut_short", Harm::CutShort),
+    ("zero", Harm::Zero),
+    ("zero_page", Harm::ZeroPage),
+    ("flip_bit", Harm::FlipBit),
+    ("break_page", Harm::BreakPage),
+    ("replace", Harm::Replace),
+];
+
+impl Harm {
+    /// Whether it takes more than a page.
+    pub(super) fn is_whole_file(self) -> bool {
+        !matches!(self, Harm::ZeroPage | Harm::FlipBit | Harm::BreakPage)
+    }
 }
 
 /// What a client does. Payloads are numbers below `Settings::payloads`.
@@ -310,6 +360,11 @@ impl fmt::Display for Step {
             Step::Kill { ios } => write!(f, "kill {ios}"),
             Step::Reopen => write!(f, "reopen"),
             Step::Check => write!(f, "check"),
+            Step::Harm { harm, file, place } => {
+                let is_it = |it: &&(&str, Harm)| it.1 == *harm;
+                let word = HARMS.iter().find(is_it).expect("every harm is listed").0;
+                write!(f, "harm {word} {file} {place}")
+            }
             Step::Faults(faults) => {
                 write!(f, "faults tear {}", tear_name(faults.tear))?;
                 let mut faults = faults.clone();
@@ -372,6 +427,11 @@ fn parse_line(words: &[&str], plan: &mut Plan) -> Option<()> {
         ["kill", ios] => Step::Kill { ios: number(ios)? },
         ["reopen"] => Step::Reopen,
         ["check"] => Step::Check,
+        ["harm", harm, file, place] => Step::Harm {
+            harm: HARMS.iter().find(|it| it.0 == harm)?.1,
+            file: number(file)?,
+            place: number(place)?,
+        },
         ["capacity", bytes] => Step::Capacity {
             bytes: number(bytes)?,
         },

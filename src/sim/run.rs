@@ -9,14 +9,16 @@
 //!
 //! Deliberately not here: how an answer is judged; see `client`.
 
-use super::client::{Allowed, Client, Shared};
+use super::client::{Allowed, Client, Passing, Shared};
+use super::content::State;
+use super::damage::{Injuries, inflict};
 use super::history::Histories;
-use super::observe::{is_excused, observe};
+use super::observe::{Observation, observe};
 use super::plan::{KINDS, Op, Plan, Settings, Step};
 use super::world;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::sim::{Disk, DiskFaults, Grain, Process, Stop, Universe};
+use crate::io::sim::{Disk, DiskFaults, JoinHandle, Process, Stop, Universe};
 use crate::payload_id::PayloadId;
 use crate::store::Store;
 use std::cell::{Cell, RefCell};
@@ -28,13 +30,10 @@ use std::time::Duration;
 pub(super) const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Virtual time in which everything must have an answer.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Virtual time in which a store that was full must serve again, once there is space.
 const SERVICE_RESUMES: Duration = Duration::from_secs(30);
-
-/// Decisions of which a mask takes each on its own.
-pub(super) const DECISIONS_MAX: usize = 6;
 
 /// Name of the disk.
 const DISK: &str = "disk";
@@ -52,56 +51,61 @@ pub(super) struct Outcome {
     pub(super) reopens: u64,
     pub(super) given_up: u64,
     pub(super) marks: BTreeMap<&'static str, u64>,
-    /// Whether clients were stopped at an I/O, not by being done.
-    pub(super) stopped_at_io: bool,
-    /// Decisions of the last cut that a mask could take.
-    pub(super) decisions: usize,
 }
 
 /// Carries a plan out.
 pub(super) fn run(plan: &Plan) -> Outcome {
     drop(crate::marks::armed::take_hits());
-    let mut run = Run::new(&plan.settings);
+    let mut run = Run::new(&plan.settings, plan.may_damage());
     let failure = run.carry_out(&plan.steps).err().filter(|end| {
         run.outcome.given_up += u64::from(matches!(end, End::GivenUp));
         matches!(end, End::Failed(_))
     });
-    run.store = None;
-    let mut outcome = run.outcome;
-    outcome.failure = match failure {
+    run.end(match failure {
         Some(End::Failed(what)) => Some(what),
         _ => None,
-    };
-    outcome.hash = run.universe.trace_hash();
-    outcome.successes = *run.shared.successes.borrow();
-    outcome.operations = outcome.successes.iter().sum();
-    outcome.dropped = run.shared.dropped.get();
-    outcome.marks = crate::marks::armed::take_hits();
-    outcome
+    })
+}
+
+impl Run {
+    /// Ends it and adds up what came of it.
+    pub(super) fn end(mut self, failure: Option<String>) -> Outcome {
+        let run = &mut self;
+        run.store = None;
+        let mut outcome = std::mem::take(&mut run.outcome);
+        outcome.failure = failure;
+        outcome.hash = run.universe.trace_hash();
+        outcome.successes = *run.shared.successes.borrow();
+        outcome.operations = outcome.successes.iter().sum();
+        outcome.dropped = run.shared.dropped.get();
+        outcome.marks = crate::marks::armed::take_hits();
+        outcome
+    }
 }
 
 /// Why a run ends before its plan does.
-enum End {
+pub(super) enum End {
     Failed(String),
     /// The disk is so damaged that nothing more can be learnt.
     GivenUp,
 }
 
-type Flow<T> = std::result::Result<T, End>;
+pub(super) type Flow<T> = std::result::Result<T, End>;
 
-struct Run {
-    shared: Rc<Shared>,
-    disk: Disk,
-    process: Process,
-    store: Option<Store>,
+pub(super) struct Run {
+    pub(super) shared: Rc<Shared>,
+    pub(super) disk: Disk,
+    pub(super) process: Process,
+    pub(super) store: Option<Store>,
     /// The faults that the plan wants, for when they are suspended.
     faults: DiskFaults,
-    outcome: Outcome,
-    universe: Universe,
+    injuries: Injuries,
+    pub(super) outcome: Outcome,
+    pub(super) universe: Universe,
 }
 
 impl Run {
-    fn new(settings: &Settings) -> Run {
+    pub(super) fn new(settings: &Settings, may_damage: bool) -> Run {
         let universe = Universe::new(settings.seed);
         let payloads = settings.payloads.clamp(1, 64) as usize;
         // Ids of different lengths, so that records have different sizes.
@@ -111,13 +115,14 @@ impl Run {
             universe: universe.clone(),
             settings: settings.clone(),
             ids: ids.collect(),
-            model: RefCell::new(Histories::new(payloads)),
+            model: RefCell::new(Histories::new(payloads, may_damage)),
             failure: RefCell::new(None),
             successes: RefCell::new([0; KINDS.len()]),
             allowed: Cell::new(Allowed {
                 full: settings.local_bytes > 0 || settings.stall_us < 1_000_000,
                 ..Allowed::default()
             }),
+            is_harmed: Cell::new(false),
             writes: RefCell::default(),
             dropped: Cell::new(0),
         };
@@ -127,6 +132,7 @@ impl Run {
             process: universe.process(),
             store: None,
             faults: DiskFaults::default(),
+            injuries: Injuries::default(),
             outcome: Outcome::default(),
             universe,
         }
@@ -172,6 +178,34 @@ impl Run {
 
     /// Lets clients do their steps concurrently, until all are done or so many I/Os have completed.
     fn run_clients(&mut self, first: usize, steps: &[Step], ios: Option<u64>) -> Flow<()> {
+        let running = self.start_clients(first, steps);
+        if let Some(ios) = ios {
+            let stop = self.universe.ios().saturating_add(ios);
+            self.universe.stop_at_io(Some(stop));
+        }
+        let result = self.universe.run_until_within(PATIENCE, all(running));
+        self.universe.stop_at_io(None);
+        match self.judge(result)? {
+            Ok(()) | Err(Stop::AtIo) => Ok(()),
+            Err(stop) => {
+                let last = first + steps.len().saturating_sub(1);
+                Err(failed(format!(
+                    "steps {first}..={last}: operations have no answer after {PATIENCE:?}: {stop:?}"
+                )))
+            }
+        }
+    }
+
+    /// What clients have found wrong by now comes before how they stopped.
+    pub(super) fn judge<T>(&self, stopped: T) -> Flow<T> {
+        match self.shared.failure.take() {
+            Some(failure) => Err(End::Failed(failure)),
+            None => Ok(stopped),
+        }
+    }
+
+    /// Starts the clients on their steps, of which the first has number `first`.
+    pub(super) fn start_clients(&self, first: usize, steps: &[Step]) -> Vec<JoinHandle<()>> {
         let mut queues: BTreeMap<u64, Vec<(usize, Op, Option<u64>)>> = BTreeMap::new();
         for (index, step) in (first..).zip(steps) {
             if let Step::Client {
@@ -184,48 +218,22 @@ impl Run {
                 queue.push((index, *op, *drop_after));
             }
         }
-        let mut running = Vec::new();
-        for queue in queues.into_values() {
+        let start = |queue: Vec<(usize, Op, Option<u64>)>| {
             let client = Client {
                 shared: self.shared.clone(),
                 store: self.opened(),
+                began: Cell::new(self.shared.passing()),
             };
-            running.push(self.process.spawn(async move {
+            self.process.spawn(async move {
                 for (index, op, drop_after) in queue {
                     if client.shared.has_failed() {
                         return;
                     }
                     client.perform(index, op, drop_after).await;
                 }
-            }));
-        }
-        if let Some(ios) = ios {
-            let stop = self.universe.ios().saturating_add(ios);
-            self.universe.stop_at_io(Some(stop));
-        }
-        let all = async {
-            for handle in running {
-                handle.await;
-            }
+            })
         };
-        let result = self.universe.run_until_within(PATIENCE, all);
-        self.universe.stop_at_io(None);
-        if let Some(failure) = self.shared.failure.take() {
-            return Err(End::Failed(failure));
-        }
-        match result {
-            Ok(()) => Ok(()),
-            Err(Stop::AtIo) => {
-                self.outcome.stopped_at_io = true;
-                Ok(())
-            }
-            Err(stop) => {
-                let last = first + steps.len().saturating_sub(1);
-                Err(failed(format!(
-                    "steps {first}..={last}: operations have no answer after {PATIENCE:?}: {stop:?}"
-                )))
-            }
-        }
+        queues.into_values().map(start).collect()
     }
 
     fn opened(&self) -> Store {
@@ -247,7 +255,7 @@ impl Run {
             }
             Step::CutKeeping { mask, .. } => {
                 self.store = None;
-                self.cut_keeping(*mask);
+                super::exhaustive::cut_keeping(&self.disk, *mask);
                 self.come_back()
             }
             Step::Kill { .. } => {
@@ -268,6 +276,15 @@ impl Run {
                 });
                 Ok(())
             }
+            Step::Harm { harm, file, place } => {
+                self.store = None;
+                self.disk.power_cut();
+                if inflict(&self.disk, *harm, *file, *place) {
+                    self.injuries.note_harm(*harm);
+                    self.shared.is_harmed.set(true);
+                }
+                self.come_back()
+            }
             Step::Capacity { bytes } => {
                 let bytes = if *bytes == 0 { u64::MAX } else { *bytes };
                 self.disk.set_capacity(bytes);
@@ -277,21 +294,8 @@ impl Run {
         }
     }
 
-    /// Cuts the power in the finest grain that makes few decisions, which the mask's bits take.
-    fn cut_keeping(&mut self, mask: u64) {
-        let few = |grain: &Grain| self.disk.pending(*grain) <= DECISIONS_MAX;
-        let grains = [Grain::Sector, Grain::Page, Grain::Write];
-        let grain = grains.into_iter().find(few).unwrap_or(Grain::Write);
-        let decisions = self.disk.pending(grain);
-        self.outcome.decisions = decisions.min(DECISIONS_MAX);
-        let kept: Vec<bool> = (0..decisions)
-            .map(|decision| mask >> (decision % DECISIONS_MAX) & 1 == 1)
-            .collect();
-        self.disk.power_cut_keeping(grain, &kept);
-    }
-
     /// After a crash: opens the store again and compares everything.
-    fn come_back(&mut self) -> Flow<()> {
+    pub(super) fn come_back(&mut self) -> Flow<()> {
         self.outcome.crashes += 1;
         self.process = self.universe.process();
         self.open()?;
@@ -299,8 +303,9 @@ impl Run {
     }
 
     /// Opens the store; faults may keep it from opening, but not for ever.
-    fn open(&mut self) -> Flow<()> {
+    pub(super) fn open(&mut self) -> Flow<()> {
         for attempt in 0.. {
+            let began = self.shared.passing();
             let config = self.config();
             let (process, disk) = (self.process.clone(), self.disk.clone());
             let universe = self.universe.clone();
@@ -310,7 +315,7 @@ impl Run {
                     self.store = Some(store);
                     break;
                 }
-                Err(error) => self.refused(attempt, &error)?,
+                Err(error) => self.refused(attempt, &error, began)?,
             }
         }
         self.disk.set_faults(self.faults.clone());
@@ -318,15 +323,15 @@ impl Run {
     }
 
     /// The store could not be opened: that must have a reason, and must heal with it.
-    fn refused(&mut self, attempt: u32, error: &Error) -> Flow<()> {
-        let explained = self.shared.explains(error.kind());
+    fn refused(&mut self, attempt: u32, error: &Error, began: Passing) -> Flow<()> {
+        let explained = self.shared.explains(error.kind(), began);
         if !explained {
             return Err(failed(format!("the store does not open: {error:?}")));
         }
         if attempt > 0 {
             // Faults are off: only what they left behind can be the reason.
-            let lasting = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Poisoned)
-                && self.shared.is_damaged();
+            self.note_damage();
+            let lasting = error.kind() == ErrorKind::Corrupt && self.injuries.may_refuse();
             return Err(match lasting {
                 true => End::GivenUp,
                 false => failed(format!(
@@ -349,6 +354,7 @@ impl Run {
     fn reopen(&mut self) -> Flow<()> {
         let store = self.store.take().expect("a store is open between steps");
         let since = self.shared.model.borrow().now();
+        let began = self.shared.passing();
         let closed = self.within("closing the store", store.close())?;
         self.outcome.reopens += 1;
         match closed {
@@ -356,7 +362,7 @@ impl Run {
                 let mut model = self.shared.model.borrow_mut();
                 (0..model.len()).for_each(|payload| model.flushed(payload, since));
             }
-            Err(error) if self.shared.explains(error.kind()) => {}
+            Err(error) if self.shared.explains(error.kind(), began) => {}
             Err(error) => return Err(failed(format!("the store does not close: {error:?}"))),
         }
         self.process.kill();
@@ -367,49 +373,87 @@ impl Run {
 
     /// Compares everything with the model. After a crash the model learns what was kept.
     fn compare(&mut self, when: &str, crashed: bool) -> Flow<()> {
+        self.note_damage();
+        let stats = self.within(when, self.opened().stats())?;
+        let stats = stats.map_err(|error| failed(format!("{when}: stats fails: {error}")))?;
+        let lost_batches = crashed && stats.batches_lost > 0 && self.shared.is_damaged();
         for payload in 0..self.shared.ids.len() {
             let states = {
                 let model = self.shared.model.borrow();
                 match crashed {
-                    true => model.after_crash(payload),
+                    true => model.after_crash(payload, self.injuries.commits()),
                     false => model.current(payload),
                 }
             };
-            let store = self.opened();
-            let id = self.shared.ids[payload].clone();
-            let looking = observe(&store, &id, &states);
-            let seen = match self.within(when, looking)? {
-                Ok(seen) => seen,
-                Err(error) if is_excused(&self.shared, &error) => return Err(End::GivenUp),
-                Err(error) => return Err(failed(format!("{when}: {id} has an error: {error:?}"))),
-            };
-            if !seen.corrupt.is_empty() && !self.shared.explains(ErrorKind::Corrupt) {
-                let ranges = &seen.corrupt;
-                return Err(failed(format!("{when}: {id} is corrupt in {ranges:?}")));
+            let seen = self.observe(when, payload, &states)?;
+            if self.fits(payload, &states, &seen, crashed) {
+                continue;
             }
-            let fits = match crashed {
-                true => {
-                    let mut model = self.shared.model.borrow_mut();
-                    model.recovered(payload, |state| seen.fits(state))
-                }
-                false => states.iter().any(|state| seen.fits(state)),
-            };
-            let lost = self.shared.is_damaged() && crashed;
-            if !fits && lost && seen.is_of_known_bytes(&self.shared) {
-                self.begin_anew(payload)?;
-            } else if !fits {
+            if !(lost_batches && seen.is_of_known_bytes(&self.shared)) {
+                let id = &self.shared.ids[payload];
                 let why = seen.explain(&self.shared, &states);
+                let lost = stats.batches_lost;
                 return Err(failed(format!(
-                    "{when}: {id} is in no possible state: {why}"
+                    "{when}: {id} is in no possible state, batches_lost={lost}: {why}"
                 )));
             }
+            self.begin_anew(payload)?;
+        }
+        if crashed {
+            self.injuries.compared();
         }
         self.compare_list(when)
+    }
+
+    fn note_damage(&mut self) {
+        let failed = self.universe.counters().dir_sync_errors;
+        self.injuries.note(&self.disk.take_damage(), failed);
+    }
+
+    /// Looks at a payload; what cannot be read must have a reason.
+    fn observe(&self, when: &str, payload: usize, states: &[Rc<State>]) -> Flow<Observation> {
+        let (store, id) = (self.opened(), &self.shared.ids[payload]);
+        let began = self.shared.passing();
+        let seen = match self.within(when, observe(&store, id, states))? {
+            Ok(seen) => seen,
+            Err(error) => return Err(failed(format!("{when}: {id} has an error: {error:?}"))),
+        };
+        if !seen.corrupt.is_empty() && !self.shared.explains(ErrorKind::Corrupt, began) {
+            let ranges = &seen.corrupt;
+            return Err(failed(format!("{when}: {id} is corrupt in {ranges:?}")));
+        }
+        Ok(seen)
+    }
+
+    /// Whether a payload is as it may be. After a crash the model learns what it is.
+    fn fits(
+        &self,
+        payload: usize,
+        states: &[Rc<State>],
+        seen: &Observation,
+        crashed: bool,
+    ) -> bool {
+        if !crashed {
+            return states.iter().any(|state| seen.fits(state));
+        }
+        let commits = self.injuries.commits();
+        let mut model = self.shared.model.borrow_mut();
+        let mut recovered =
+            |commits: usize| model.recovered(payload, commits, |state| seen.fits(state));
+        if recovered(0) {
+            return true;
+        }
+        let older = commits > 0 && recovered(commits);
+        if older {
+            crate::marks::mark("commit taken by damage");
+        }
+        older
     }
 
     /// Records of a payload's changes were destroyed: it is deleted, and the model forgets it.
     fn begin_anew(&mut self, payload: usize) -> Flow<()> {
         crate::marks::mark("payload with destroyed records");
+        let began = self.shared.passing();
         let store = self.opened();
         let id = self.shared.ids[payload].clone();
         let deleting = async {
@@ -421,7 +465,7 @@ impl Run {
                 self.shared.model.borrow_mut().reset(payload, None);
                 Ok(())
             }
-            Err(error) if is_excused(&self.shared, &error) => Err(End::GivenUp),
+            Err(error) if self.shared.explains(error.kind(), began) => Err(End::GivenUp),
             Err(error) => Err(failed(format!("{id} cannot be deleted: {error}"))),
         }
     }
@@ -514,6 +558,13 @@ impl Run {
             )
         };
         Ok(wrong.map(report))
+    }
+}
+
+/// Waits for all of them.
+pub(super) async fn all(running: Vec<JoinHandle<()>>) {
+    for handle in running {
+        handle.await;
     }
 }
 

@@ -16,8 +16,9 @@ use super::image::{Page, Write};
 use super::names::{NameRequest, check_dir_path, check_path};
 use super::platter::{Change, CrashReport, InFlight, InodeId, Platter};
 use super::runtime::{Completes, Group, Runtime, TimerKey};
-use crate::buf::AlignedBuf;
+use crate::buf::{AlignedBuf, BufPool};
 use crate::io::{DirEntry, Durability, OpenMode};
+use crate::marks::planted;
 use crate::types::PAGE;
 use bytes::Bytes;
 use fastrand::Rng;
@@ -202,6 +203,26 @@ pub(super) struct Op {
     pub(super) cut: u64,
     slot: Rc<RefCell<Slot>>,
     timer: TimerKey,
+    /// Where its bytes land although that memory is not its own any more; see [`Lease`].
+    pub(super) stray: Option<usize>,
+    /// What has landed in its buffer, out of turn.
+    pub(super) scribble: Vec<u8>,
+}
+
+/// A future's claim on its operation's buffer: none, for the buffer is the operation's (invariant
+/// 1). Planted bug: a dropped future takes the buffer of its read back, and the device, which knows
+/// nothing of it, goes on to fill memory that is someone else's by then.
+struct Lease {
+    disk: Disk,
+    op: Option<u64>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(op) = self.op.filter(|_| planted("dropped_read_frees_buffer")) {
+            self.disk.free_early(op);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -251,13 +272,19 @@ impl Disk {
         request: Request,
     ) -> io::Result<Reply> {
         let slot = Rc::new(RefCell::new(Slot::default()));
+        let mut lease = Lease {
+            disk: self.clone(),
+            op: None,
+        };
         if process.is_alive() {
             request.check()?;
-            self.submit(process, file, offset, request, &slot);
+            lease.op = Some(self.submit(process, file, offset, request, &slot));
         }
+        let claimed = &mut lease.op;
         poll_fn(move |context| {
             let mut slot = slot.borrow_mut();
             if let Some(reply) = slot.reply.take() {
+                *claimed = None;
                 return Poll::Ready(reply);
             }
             let old = slot.waker.replace(context.waker().clone());
@@ -275,7 +302,7 @@ impl Disk {
         offset: u64,
         mut request: Request,
         slot: &Rc<RefCell<Slot>>,
-    ) {
+    ) -> u64 {
         let disk = &self.0;
         let mut state = disk.state.borrow_mut();
         let state = &mut *state;
@@ -329,8 +356,26 @@ impl Disk {
             cut: state.platter.seq_next,
             slot: Rc::clone(slot),
             timer,
+            stray: None,
+            scribble: Vec::new(),
         };
         state.ops.insert(id, op);
+        id
+    }
+
+    /// The planted bug of [`Lease`].
+    fn free_early(&self, id: u64) {
+        let mut state = self.0.state.borrow_mut();
+        let Some(op) = state.ops.get_mut(&id) else {
+            return;
+        };
+        let Request::Read(buf) = &mut op.request else {
+            return;
+        };
+        op.stray = Some(buf.as_ptr().addr());
+        let freed = std::mem::replace(buf, BufPool::new().take(buf.len()));
+        drop(state);
+        drop(freed);
     }
 
     /// The fates of the next failure of power or process.
@@ -395,6 +440,27 @@ impl State {
         let first = offset / PAGE as u64;
         let numbers = first..first + (len / PAGE) as u64;
         numbers.map(|no| pages.get(&no).cloned()).collect()
+    }
+
+    /// Bytes land at an address: in whatever an operation in flight has there.
+    pub(super) fn land_astray(&mut self, address: usize, landing: &[u8]) {
+        for (id, op) in &mut self.ops {
+            match (&op.request, &op.file) {
+                (Request::Read(buf), _) if buf.as_ptr().addr() == address => {
+                    op.scribble = landing.to_vec();
+                }
+                (Request::Write(bytes, _), Some(file)) if bytes.as_ptr().addr() == address => {
+                    let mut bytes = bytes.to_vec();
+                    let len = bytes.len().min(landing.len());
+                    bytes[..len].copy_from_slice(&landing[..len]);
+                    let written = Change::Write(Write::new(op.offset, &bytes));
+                    let flying = &mut self.platter.inode(file.inode).in_flight;
+                    let own = flying.iter_mut().filter(|flying| flying.op == *id);
+                    own.for_each(|flying| flying.change = written.clone());
+                }
+                _ => {}
+            }
+        }
     }
 
     fn take_ops(&mut self, ended: impl Fn(&Op) -> bool) -> Vec<Op> {

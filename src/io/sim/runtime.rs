@@ -165,6 +165,8 @@ pub(crate) struct Counters {
     pub(crate) write_errors: u64,
     pub(crate) sync_errors: u64,
     pub(crate) metadata_errors: u64,
+    /// Syncs of directories among them: names that no later sync makes durable.
+    pub(crate) dir_sync_errors: u64,
     pub(crate) out_of_space: u64,
     pub(crate) lost_writes: u64,
     pub(crate) misdirected_writes: u64,

@@ -38,6 +38,11 @@ impl DiskInner {
                     buf.fill(POISON);
                 }
                 result?;
+                if let Some(address) = op.stray {
+                    state.land_astray(address, &buf);
+                }
+                let scribbled = op.scribble.len().min(buf.len());
+                buf[..scribbled].copy_from_slice(&op.scribble[..scribbled]);
                 self.runtime.trace(content_hash(&buf));
                 Ok(Reply::Filled(buf))
             }
@@ -263,6 +268,7 @@ impl DiskInner {
         let error = self.metadata_error(op, faults, &mut counters.metadata_errors);
         if let (Request::SyncDir(path), Some(_)) = (&request, error) {
             platter.names.forsake(path, op.cut);
+            counters.dir_sync_errors += 1;
         }
         let reads_only = matches!(
             request,

@@ -12,8 +12,8 @@ const GOLDEN_FOOTER: &str = "\
 
 /// A batch's header, its record, and the sums of its data pages.
 const GOLDEN_BATCH_HEAD: &str = "\
-    524241545b3ec9e10900000000000000080000000000000044332211020000000c000000fd0f0000\
-    05000c000700000000000000aaaaaaaabbbbbbbb";
+    52424154efe388b00900000000000000080000000000000044332211020000000c000000fd0f0000\
+    0500000000000000070000000000000005000c000700000000000000aaaaaaaabbbbbbbb";
 
 /// The head of a segment.
 const GOLDEN_SEGMENT_HEAD: &str = "\
@@ -53,6 +53,8 @@ fn batch_page() -> (BatchHead, Vec<u8>, u32) {
         data_pages: 2,
         records_len: records.len() as u32,
         inline_start: PAGE as u32 - 3,
+        segment: head().segment,
+        epoch: head().epoch,
     };
     let mut page = vec![0xff; PAGE];
     page[BATCH_HEAD..BATCH_HEAD + records.len()].copy_from_slice(records);
