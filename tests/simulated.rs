@@ -345,7 +345,7 @@ fn a_crash_between_the_steps_of_a_clone_leaves_the_whole_old_target_or_the_whole
             },
         );
         println!("{cuts} cuts");
-        assert!(cuts as u64 > PAIRS, "{cuts}");
+        assert!(cuts > PAIRS, "{cuts}");
     }
 }
 

@@ -82,14 +82,19 @@ fn what_was_deleted_stays_so_when_the_segment_that_said_so_is_gone() {
             store.punch_hole(&names[2], 10, 30_000).await.unwrap();
             store.flush_all().await.unwrap();
             let said_in = numbers_held(&store).await.into_iter().max().unwrap();
-            // Until the segment that says so has been freed, and its file used for another.
+            // Until the segment that says so has been freed, and its file used for another. What is
+            // kept is written again each time, for the cleaner may have moved it there.
             let mut round = 0;
             while numbers_held(&store).await.contains(&said_in) {
                 round += 1;
-                store
-                    .write_at(&id("churn"), 0, pattern(round, 60_000))
-                    .await
-                    .unwrap();
+                let kept = pattern(1, 40_000);
+                for (name, range) in [(1, 0..10), (2, 0..10), (2, 30_010..40_000), (3, 0..40_000)] {
+                    let bytes = kept.slice(range.clone());
+                    let write = store.write_at(&names[name], range.start as u64, bytes);
+                    write.await.unwrap();
+                }
+                let data = pattern(round, 60_000);
+                store.write_at(&id("churn"), 0, data).await.unwrap();
                 store.flush_all().await.unwrap();
             }
             for n in 0..tail {

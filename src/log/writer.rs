@@ -139,18 +139,25 @@ impl Log {
         (self.params.batch_pages_max as usize - 1) * PAGE
     }
 
-    /// How much of a larger write goes into the log next: what the open segment has room for, if it
-    /// has any, so that no segment is left half empty because a whole batch did not fit.
-    pub(crate) fn data_bytes_next(&self, records_len: usize) -> usize {
-        let largest = self.data_bytes_max();
-        let Some(open) = &self.open else {
-            return largest;
+    /// How much of `len` bytes goes into the log next, at most `max`: what the open segment has
+    /// room for, if it has any, so that no segment is left half empty because all did not fit.
+    ///
+    /// What is left over is a page at least: smaller pieces share their pages with other payloads.
+    pub(crate) fn data_bytes_next(&self, len: usize, max: usize, records_len: usize) -> usize {
+        let largest = self.data_bytes_max().min(max);
+        let room = self.open.as_ref().map_or(0, |open| {
+            // A page more for the head of a batch of its own.
+            let used = open.next_page as usize + self.open_batch_pages() + 1;
+            self.room(open, records_len).saturating_sub(used) * PAGE
+        });
+        let part = match room {
+            0 => len.min(largest),
+            room => len.min(largest).min(room),
         };
-        // A page more for the head of a batch of its own.
-        let used = open.next_page as usize + self.open_batch_pages() + 1;
-        match self.room(open, records_len).saturating_sub(used) {
-            0 => largest,
-            pages => largest.min(pages * PAGE),
+        match len - part {
+            0 | PAGE.. => part,
+            _ if part > PAGE => part - PAGE,
+            _ => len.min(largest),
         }
     }
 

@@ -295,8 +295,7 @@ impl<D: Driver> Shard<D> {
         for &(at, len) in ranges {
             let mut done = 0;
             while done < len {
-                let next = self.0.state.borrow().log.data_bytes_next(RELOCATE_LEN) as u32;
-                let part = (len - done).min(next).min(MOVE_BYTES_MAX);
+                let part = self.part_to_move(len - done);
                 let began = self.now();
                 let moved = self.move_range(at.advance(done), part).await;
                 if !self.is_urgent(&self.0.state.borrow()) {
@@ -327,6 +326,12 @@ impl<D: Driver> Shard<D> {
             Some(lsn) => self.durable(lsn).await,
             None => Ok(()),
         }
+    }
+
+    /// How much of a range is moved at once.
+    fn part_to_move(&self, len: u32) -> u32 {
+        let log = &self.0.state.borrow().log;
+        log.data_bytes_next(len as usize, MOVE_BYTES_MAX as usize, RELOCATE_LEN) as u32
     }
 
     async fn move_range(&self, from: Location, len: u32) -> Result<crate::types::Lsn> {

@@ -55,8 +55,11 @@ impl<D: Driver> Shard<D> {
         };
         let (mut at_offset, mut rest) = (offset, data);
         while !rest.is_empty() {
-            let next = self.0.state.borrow().log.data_bytes_next(RECORDS_LEN);
-            let (part, after) = rest.split_at(next.min(rest.len()));
+            let next = {
+                let log = &self.0.state.borrow().log;
+                log.data_bytes_next(rest.len(), usize::MAX, RECORDS_LEN)
+            };
+            let (part, after) = rest.split_at(next);
             rest = after;
             let number = gathered.number;
             let (number, _) = self
