@@ -185,8 +185,8 @@ impl<D: Driver> Recovery<'_, D> {
         })
     }
 
-    /// Gives a segment that was cut short its length back, so that its file can be used again. Where
-    /// that fails it is read as it is.
+    /// Gives a segment that was cut short its length back, so that its file can be used again.
+    /// Where that fails it is read as it is.
     async fn lengthen(&self, name: &str) {
         let path = self.params.path(name);
         if let Ok(file) = self.driver.open(&path, OpenMode::Existing).await {

@@ -125,7 +125,8 @@ pub(crate) enum Control {
     /// First step of a move: from the answer on, operations on the payload wait. Says whether
     /// anything of it is on this shard's disk.
     Hold { id: PayloadId, reply: Answers<bool> },
-    /// Last step: what became of the move. Answers whether nothing of the old payload can come back.
+    /// Last step: what became of the move. Answers whether nothing of the old payload can come
+    /// back.
     Release {
         id: PayloadId,
         end: Move,

@@ -386,8 +386,8 @@ impl Run {
                 }
             };
             let seen = self.observe(when, payload, &states)?;
-            // Where changes were lost, a payload that can be read in part only may be mixed where it
-            // cannot.
+            // Where changes were lost, a payload that can be read in part only may be mixed where
+            // it cannot.
             let may_be_mixed = lost_batches && !seen.corrupt.is_empty();
             if !may_be_mixed && self.fits(payload, &states, &seen, crashed) {
                 continue;
