@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("map", "marks mutation payload_id types"),
     ("residency", "log types"),
     // The one door to the kernel.
-    ("io", "buf config error types"),
+    ("io", "buf config error marks types"),
     ("superblock", "config error io log types"),
     ("world", "config error io types"),
     // Flows: they join state and driver.

@@ -76,8 +76,8 @@ pub(super) fn fill(tag: u32, offset: u64, out: &mut [u8]) {
     tail.copy_from_slice(&word_of(tag, word)[..len]);
 }
 
-/// Whether `bytes` are a tag's from `offset` on. Every run compares everything with this, so it goes
-/// word by word.
+/// Whether `bytes` are a tag's from `offset` on. Every run compares everything with this, so it
+/// goes word by word.
 fn is_of_tag(tag: u32, offset: u64, bytes: &[u8]) -> bool {
     let (head, first) = split_at_word(offset, bytes.len());
     let (head, rest) = bytes.split_at(head);

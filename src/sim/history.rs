@@ -53,7 +53,7 @@ struct Pending {
 }
 
 impl History {
-    /// States that died at or before this are out of reach when the last `commits` commits are lost.
+    /// States that died at or before this are out of reach when that many commits are lost.
     fn reach(&self, commits: usize) -> u64 {
         if commits == 0 {
             return self.floor;
@@ -386,8 +386,8 @@ impl Histories {
         self.tidy(payload);
     }
 
-    /// After a crash that may have taken `commits` commits with it: the payload was found in a state
-    /// that `fits`. False if none was allowed, and then nothing is learnt.
+    /// After a crash that may have taken `commits` commits with it: the payload was found in a
+    /// state that `fits`. False if none was allowed, and then nothing is learnt.
     pub(super) fn recovered(
         &mut self,
         payload: PayloadIndex,

@@ -85,8 +85,8 @@ pub(super) enum Step {
     Reopen,
     /// Wait for all clients, and compare everything.
     Check,
-    /// The power fails when all clients are done, and a file comes to harm: the `file`th, at `place`
-    /// where the harm has one.
+    /// The power fails when all clients are done, and a file comes to harm: the `file`th, at
+    /// `place` where the harm has one.
     Harm { harm: Harm, file: u64, place: u64 },
     /// From here on, this goes wrong.
     Faults(DiskFaults),
