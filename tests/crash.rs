@@ -526,14 +526,16 @@ fn killed_on_a_file_system_that_runs_full_nothing_durable_is_harmed() {
     kill_rounds(&rigs, rounds.max(10), true);
     run(async {
         // Whatever the rounds came to: in the end it is full, says so, and can be emptied.
-        let store = open(rigs[0].config()).await.unwrap();
+        let mut config = rigs[0].config();
+        config.stall_timeout = Duration::from_secs(2);
+        let store = open(config).await.unwrap();
         let piece = Bytes::from(vec![9; 64 << 10]);
         let written = fill(&store, &piece).await;
         for n in 0..written {
             assert_payload(&store, &filler(n), &piece).await;
             store.delete(&filler(n)).await.unwrap();
         }
-        store.close().await.ok();
+        store.close().await.unwrap();
     });
     std::fs::remove_file(&ballast).unwrap();
     run(async {

@@ -199,13 +199,13 @@ impl<D: Driver> Recovery<'_, D> {
         Error::with_source(kind, message, error)
     }
 
-    /// Opens a file of the shard; `None` if there is none.
+    /// Opens a file of the shard; `None` if there is none. What is no file, or a link, is none.
     pub(super) async fn open_existing(&self, name: &str) -> Result<Option<D::File>> {
         let path = self.params.path(name);
         let open = || self.driver.open(&path, OpenMode::Existing);
         match retried(self.driver, open).await {
             Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if is_no_file(&error) => Ok(None),
             Err(error) => Err(self.failed("read", error)),
         }
     }
@@ -324,6 +324,12 @@ impl<D: Driver> Recovery<'_, D> {
             }
         }
     }
+}
+
+fn is_no_file(error: &io::Error) -> bool {
+    use nix::libc::{EISDIR, ELOOP, ENOENT};
+    matches!(error.raw_os_error(), Some(ENOENT | ELOOP | EISDIR))
+        || error.kind() == io::ErrorKind::NotFound
 }
 
 /// A checkpoint as it is being read.

@@ -44,7 +44,8 @@ pub(super) struct Injuries {
     before: usize,
     /// A whole file was harmed, whatever number of commits it held.
     whole_file: bool,
-    superblock: bool,
+    /// Events that befell superblocks; one copy of two is enough.
+    superblocks: usize,
 }
 
 impl Injuries {
@@ -52,7 +53,8 @@ impl Injuries {
     pub(super) fn note(&mut self, damage: &[Damage], dir_sync_errors: u64) {
         self.fresh += damage.len();
         self.whole_file |= dir_sync_errors > 0;
-        self.superblock |= damage.iter().any(|it| it.file.starts_with("STORE"));
+        let is_superblock = |it: &&Damage| it.file.starts_with("STORE");
+        self.superblocks += damage.iter().filter(is_superblock).count();
     }
 
     pub(super) fn note_harm(&mut self, harm: Harm) {
@@ -70,7 +72,7 @@ impl Injuries {
 
     /// Whether a store may refuse to open for ever.
     pub(super) fn may_refuse(&self) -> bool {
-        self.superblock
+        self.superblocks >= 2
     }
 
     /// Everything has been compared.

@@ -53,8 +53,7 @@ struct Pending {
 }
 
 impl History {
-    /// States that died at or before this are out of reach when the last `commits` commits are
-    /// lost.
+    /// States that died at or before this are out of reach when that many commits are lost.
     fn reach(&self, commits: usize) -> u64 {
         if commits == 0 {
             return self.floor;

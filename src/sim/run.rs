@@ -32,6 +32,10 @@ pub(super) const BLOCK_BYTES: u64 = 64 << 10;
 /// Virtual time in which everything must have an answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
+/// I/Os in which everything must have an answer: a hundred times what the largest step takes. A
+/// store that turns in circles would use up hours before its virtual time is over.
+const IOS_MAX: u64 = 100_000;
+
 /// Virtual time in which a store that was full must serve again, once there is space.
 const SERVICE_RESUMES: Duration = Duration::from_secs(30);
 
@@ -179,14 +183,13 @@ impl Run {
     /// Lets clients do their steps concurrently, until all are done or so many I/Os have completed.
     fn run_clients(&mut self, first: usize, steps: &[Step], ios: Option<u64>) -> Flow<()> {
         let running = self.start_clients(first, steps);
-        if let Some(ios) = ios {
-            let stop = self.universe.ios().saturating_add(ios);
-            self.universe.stop_at_io(Some(stop));
-        }
+        let limit = ios.unwrap_or(u64::MAX).min(IOS_MAX);
+        self.universe.stop_at_io(Some(self.universe.ios() + limit));
         let result = self.universe.run_until_within(PATIENCE, all(running));
         self.universe.stop_at_io(None);
         match self.judge(result)? {
-            Ok(()) | Err(Stop::AtIo) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(Stop::AtIo) if limit < IOS_MAX => Ok(()),
             Err(stop) => {
                 let last = first + steps.len().saturating_sub(1);
                 Err(failed(format!(
@@ -242,7 +245,10 @@ impl Run {
 
     /// Runs something to its end, in bounded virtual time.
     fn within<F: Future>(&self, what: &str, future: F) -> Flow<F::Output> {
+        let stop = self.universe.ios() + IOS_MAX;
+        self.universe.stop_at_io(Some(stop));
         let result = self.universe.run_until_within(PATIENCE, future);
+        self.universe.stop_at_io(None);
         result.map_err(|stop| failed(format!("{what} has no answer after {PATIENCE:?}: {stop:?}")))
     }
 
@@ -331,7 +337,8 @@ impl Run {
         if attempt > 0 {
             // Faults are off: only what they left behind can be the reason.
             self.note_damage();
-            let lasting = error.kind() == ErrorKind::Corrupt && self.injuries.may_refuse();
+            let lasting = matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Poisoned)
+                && self.injuries.may_refuse();
             return Err(match lasting {
                 true => End::GivenUp,
                 false => failed(format!(

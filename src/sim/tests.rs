@@ -1,6 +1,6 @@
 //! The simulator's own tests: it is deterministic, it finds what is planted, it replays its corpus.
 
-use super::plan::{HARMS, Harm, Op, Plan, Settings, Step};
+use super::plan::{HARMS, Harm, Op, Plan, Step};
 use super::run::run;
 use super::{Campaign, Simulation};
 use crate::io::sim::DiskFaults;
@@ -19,8 +19,8 @@ enum Press {
     Files,
     /// Payloads move between shards, and the power fails meanwhile.
     Moves,
-    /// The power fails, and some of what it took is done once more.
-    Retries,
+    /// Writes are lost in files that have been used before, and openings are many.
+    Lost,
     /// Large reads of scattered data, of which parts fail.
     Reads,
 }
@@ -28,22 +28,22 @@ enum Press {
 /// Planted bugs, and within how many seeds each must be caught.
 const TEETH: [(&str, Press, u64); 17] = [
     ("ack_before_sync", Press::No, 40),
-    ("believe_retried_sync", Press::Syncs, 300),
-    ("believe_what_is_found", Press::Syncs, 300),
+    ("believe_retried_sync", Press::Syncs, 60),
+    ("believe_what_is_found", Press::Syncs, 120),
     ("checkpoint_before_log", Press::No, 300),
     ("clone_without_reference", Press::No, 40),
-    ("cut_at_first_bad", Press::Pages, 300),
-    ("cut_not_lowered", Press::No, 300),
+    ("cut_at_first_bad", Press::Pages, 120),
+    ("cut_not_lowered", Press::No, 40),
     ("directory_not_synced", Press::No, 40),
-    ("dropped_read_frees_buffer", Press::Reads, 300),
-    ("free_before_checkpoint", Press::No, 40),
-    ("no_generation_in_checksum", Press::Retries, 300),
-    ("old_one_goes_first", Press::Moves, 300),
+    ("dropped_read_frees_buffer", Press::Reads, 40),
+    ("free_before_checkpoint", Press::No, 120),
+    ("no_generation_in_checksum", Press::Lost, 40),
+    ("old_one_goes_first", Press::Moves, 40),
     ("skip_batch_checksum", Press::No, 40),
-    ("skip_page_checksum", Press::No, 100),
-    ("sync_covers_later_writes", Press::No, 300),
+    ("skip_page_checksum", Press::No, 60),
+    ("sync_covers_later_writes", Press::No, 40),
     ("truncate_keeps_extents", Press::No, 40),
-    ("zeros_for_missing", Press::Files, 300),
+    ("zeros_for_missing", Press::Files, 40),
 ];
 
 fn pressed(seed: u64, press: Press) -> Plan {
@@ -51,7 +51,6 @@ fn pressed(seed: u64, press: Press) -> Plan {
     let mut rng = fastrand::Rng::with_seed(seed);
     match press {
         Press::No => return plan,
-        Press::Retries => return plan_of_retries(seed),
         Press::Moves => {
             plan.settings.shards = 3;
             plan.settings.local_bytes = 0;
@@ -60,6 +59,12 @@ fn pressed(seed: u64, press: Press) -> Plan {
             plan.settings.local_bytes = 0;
             plan.settings.segment_bytes = 64 << 10;
             plan.settings.read_buffer_bytes = 0;
+        }
+        Press::Lost => {
+            plan.settings.local_bytes = 0;
+            plan.settings.segment_bytes = 64 << 10;
+            plan.settings.read_buffer_bytes = 0;
+            plan.settings.flush_after_us = 1000;
         }
         Press::Syncs => {}
     }
@@ -76,6 +81,7 @@ fn press_step(step: &mut Step, press: Press, rng: &mut fastrand::Rng) {
             match press {
                 Press::Syncs => (faults.sync_error, faults.torn) = (150, 0),
                 Press::Reads => faults.read_error = 30,
+                Press::Lost => faults.lost_write = 60,
                 _ => {}
             }
         }
@@ -88,6 +94,9 @@ fn press_step(step: &mut Step, press: Press, rng: &mut fastrand::Rng) {
                 file: rng.u64(..64),
                 place: rng.u64(..1 << 20),
             };
+        }
+        (Press::Lost, Step::Cut { .. } | Step::Kill { .. } | Step::Harm { .. }) => {
+            *step = Step::Reopen;
         }
         (Press::Moves, Step::Cut { ios } | Step::Kill { ios }) => *ios = rng.u64(1..150),
         (_, Step::Client { op, .. }) => *op = pressed_op(*op, press, rng),
@@ -118,48 +127,20 @@ fn pressed_op(op: Op, press: Press, rng: &mut fastrand::Rng) -> Op {
             offset: 0,
             len: 1 << 19,
         },
+        (Press::Lost, Op::Read { .. } | Op::ReadInto { .. } | Op::ReadCow { .. }) => Op::Read {
+            id,
+            offset: 0,
+            len: 1 << 19,
+        },
+        (Press::Lost, Op::Copy { .. } | Op::Size { .. } | Op::Exists { .. }) => Op::Write {
+            id,
+            offset: 4096 * rng.u64(..64),
+            len: 4096 * rng.u64(1..4),
+        },
+        (Press::Lost, Op::Truncate { .. } | Op::Delete { .. }) => Op::Flush { id },
         (Press::Reads, Op::Truncate { .. } | Op::Delete { .. }) => Op::FlushAll,
         _ => op,
     }
-}
-
-/// Rounds of two changes that are appended and not flushed, a power cut, and the first one again,
-/// alone, until it is flushed. Records without data, so that what is done again is the same to the
-/// byte, and what is left of the second has a right predecessor.
-fn plan_of_retries(seed: u64) -> Plan {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let does = |op| Step::Client {
-        client: 0,
-        op,
-        drop_after: None,
-    };
-    let mut plan = Plan {
-        settings: Settings {
-            seed,
-            payloads: 2,
-            flush_after_us: 1000,
-            ..Settings::default()
-        },
-        steps: vec![Step::Faults(DiskFaults {
-            torn: 0,
-            ..DiskFaults::default()
-        })],
-    };
-    let appended = does(Op::Sleep { us: 5000 });
-    let cut = Step::Cut { ios: 1_000_000 };
-    for _ in 0..12 {
-        let size = 1 + rng.u64(..1000);
-        let [first, second] = [0, 1].map(|id| does(Op::Truncate { id, size }));
-        let once_more = [first.clone(), appended.clone(), cut.clone()];
-        plan.steps.extend([first.clone(), appended.clone(), second]);
-        plan.steps.extend([appended.clone(), cut.clone()]);
-        for _ in 0..rng.u64(..4) {
-            plan.steps.extend(once_more.clone());
-        }
-        plan.steps
-            .extend([first, does(Op::Flush { id: 0 }), cut.clone()]);
-    }
-    plan
 }
 
 #[test]
