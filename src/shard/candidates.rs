@@ -68,10 +68,22 @@ impl<D: Driver> Recovery<'_, D> {
             };
             candidates.insert(segment, kept);
             if let Some(loser) = loser {
-                recovered.segments.add_free(loser.file);
+                self.remove_for_good(loser.file, recovered).await?;
             }
         }
         Ok(candidates)
+    }
+
+    /// Removes a file that another one has been preferred to. Should it look better at another time,
+    /// it must not come back.
+    async fn remove_for_good(&self, file: u64, recovered: &mut Recovered) -> Result<()> {
+        recovered.segments.note_file(file);
+        let removed = self.driver.unlink(&self.params.path(&segment_name(file)));
+        removed
+            .await
+            .map_err(|error| self.failed("mended", error))?;
+        let synced = self.driver.sync_dir(&self.params.dir());
+        synced.await.map_err(|error| self.failed("mended", error))
     }
 
     /// Of two files with one segment, the one that counts first.

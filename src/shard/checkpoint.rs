@@ -343,7 +343,7 @@ impl<D: Driver> Shard<D> {
         file.sync().await?;
         let path = params.path(&checkpoint_name(sequence));
         self.0.driver.rename(temporary, &path).await?;
-        self.0.driver.sync_dir(&params.dir()).await?;
+        self.sync_dir().await?;
         Ok(bytes)
     }
 

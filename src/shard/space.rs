@@ -546,10 +546,21 @@ impl<D: Driver> Shard<D> {
         }
         file.sync().await?;
         if !planted("directory_not_synced") {
-            self.0.driver.sync_dir(&self.0.params.dir()).await?;
+            self.sync_dir().await?;
         }
         self.0.files.keep(number, file);
         Ok(())
+    }
+
+    /// Makes the names in the shard's directory durable. A failure concerns every name that was made
+    /// meanwhile, whoever made it, and no later success takes that back.
+    pub(super) async fn sync_dir(&self) -> io::Result<()> {
+        let result = self.0.driver.sync_dir(&self.0.params.dir()).await;
+        if let Err(error) = &result {
+            let error = io::Error::new(error.kind(), error.to_string());
+            self.poison("a sync of the shard's directory", error);
+        }
+        result
     }
 
     async fn zero(&self, file: &D::File, bytes: u64) -> io::Result<()> {
