@@ -131,8 +131,6 @@ struct State {
     /// With several shards: payloads that were deleted here, and in which batch, until it is
     /// durable.
     deleted: BTreeMap<PayloadId, Lsn>,
-    /// Payloads that came from shards that failed before their deletion there was durable.
-    unsettled: BTreeSet<PayloadId>,
     closing: bool,
 }
 

@@ -105,7 +105,6 @@ impl<D: Driver> Shard<D> {
             moving: BTreeSet::new(),
             changing: BTreeMap::new(),
             deleted: BTreeMap::new(),
-            unsettled: BTreeSet::new(),
             closing: false,
         };
         let files = Files::new(driver.clone(), params.clone());

@@ -10,9 +10,9 @@ use crate::stats::{
 };
 use crate::types::{Generation, Nanos, ShardId};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// The answer to an operation on one payload.
 pub(crate) enum Answer<T> {
@@ -125,12 +125,11 @@ pub(crate) enum Control {
     /// First step of a move: from the answer on, operations on the payload wait. Says whether
     /// anything of it is on this shard's disk.
     Hold { id: PayloadId, reply: Answers<bool> },
-    /// Last step: what became of the move. Answers whether nothing of the old payload can come
-    /// back.
+    /// Last step: what became of the move.
     Release {
         id: PayloadId,
         end: Move,
-        reply: Reply<Result<bool>>,
+        reply: Reply<Result<()>>,
     },
     /// At opening: these payloads are claimed by other shards. Answers which of the claims win.
     Settle {
@@ -160,6 +159,8 @@ pub(crate) struct Routes {
     exceptions: RwLock<BTreeMap<PayloadId, ShardId>>,
     /// Length of `exceptions`: while it is 0, nobody needs the lock.
     count: AtomicUsize,
+    /// Payloads that outrank older ones which are still on the disks of other shards.
+    unsettled: Mutex<BTreeSet<PayloadId>>,
     next_generation: AtomicU64,
 }
 
@@ -169,6 +170,7 @@ impl Routes {
             shards,
             exceptions: RwLock::default(),
             count: AtomicUsize::new(0),
+            unsettled: Mutex::default(),
             next_generation: AtomicU64::new(1),
         }
     }
@@ -200,6 +202,26 @@ impl Routes {
             false => exceptions.insert(id.clone(), shard),
         };
         self.count.store(exceptions.len(), Ordering::Release);
+    }
+
+    /// An older payload of this name is still on some shard's disk.
+    pub(crate) fn unsettle(&self, id: &PayloadId) {
+        self.unsettled().insert(id.clone());
+    }
+
+    /// The older payload of this name is gone for good.
+    pub(crate) fn settle(&self, id: &PayloadId) {
+        self.unsettled().remove(id);
+    }
+
+    pub(crate) fn is_settled(&self, id: &PayloadId) -> bool {
+        !self.unsettled().contains(id)
+    }
+
+    fn unsettled(&self) -> MutexGuard<'_, BTreeSet<PayloadId>> {
+        self.unsettled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A generation that no payload has yet.

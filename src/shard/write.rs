@@ -146,14 +146,15 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 
-    /// A payload that outranks an older one of a failed shard has to stay until the store is opened
-    /// again: without it a crash would bring the older one back.
+    /// A payload that outranks an older one on another shard has to stay until that is gone: without
+    /// it a crash would bring the older one back.
     fn check_settled(&self, id: &PayloadId) -> Result<()> {
-        if !self.0.state.borrow().unsettled.contains(id) {
+        if self.0.params.routes.is_settled(id) {
             return Ok(());
         }
-        let message = "a shard that had this payload has failed: check the disk, reopen";
-        Err(Error::new(ErrorKind::Poisoned, message))
+        let message = "an older payload of this name is not deleted yet on a shard that is full or \
+                       has failed: retry later, or reopen";
+        Err(Error::new(ErrorKind::Full, message))
     }
 
     fn send_home(&self, id: &PayloadId) {
@@ -243,26 +244,18 @@ impl<D: Driver> Shard<D> {
             Ok(()) => self.end_move(from, target, moved).await,
             Err(error) => Err(error),
         };
-        match result {
-            Ok(true) => {}
-            Ok(false) => {
-                mark("moved from a shard that failed");
-                self.state().unsettled.insert(target.clone());
-            }
-            Err(error) => {
-                // A copy that may be on the disk must not win over what is written to the old one
-                // later.
-                let undone =
-                    made.is_err() || self.disown(std::slice::from_ref(target)).await.is_ok();
-                self.end_move(from, target, Move::GivenUp { outrank: !undone })
-                    .await?;
-                return Err(error);
-            }
+        if let Err(error) = result {
+            // A copy that may be on the disk must not win over what is written to the old one
+            // later.
+            let undone = made.is_err() || self.disown(std::slice::from_ref(target)).await.is_ok();
+            self.end_move(from, target, Move::GivenUp { outrank: !undone })
+                .await?;
+            return Err(error);
         }
         Ok(Some(made?.0))
     }
 
-    async fn end_move(&self, from: ShardId, id: &PayloadId, end: Move) -> Result<bool> {
+    async fn end_move(&self, from: ShardId, id: &PayloadId, end: Move) -> Result<()> {
         let id = id.clone();
         self.ask(from, |reply| Control::Release { id, end, reply })
             .await
@@ -302,34 +295,60 @@ impl<D: Driver> Shard<D> {
         Ok(Answer::Done(deleted || state.map.find(id).is_some()))
     }
 
-    /// Ends a move. If it was made, the old payload goes before the route changes; if that fails
-    /// operations go on waiting, until the other side has given up.
-    pub(super) async fn release(&self, id: &PayloadId, end: Move) -> Result<bool> {
+    /// Ends a move; operations on the payload go on.
+    pub(super) async fn release(&self, id: &PayloadId, end: Move) -> Result<()> {
         let result = match end {
-            Move::Done(shard) => Ok(self.give_away(id, shard).await?),
-            Move::GivenUp { outrank: true } => self.outrank(id).await.map(|()| true),
-            Move::GivenUp { outrank: false } => Ok(true),
+            Move::Done(shard) => {
+                self.give_away(id, shard).await;
+                Ok(())
+            }
+            Move::GivenUp { outrank: true } => self.outrank(id).await,
+            Move::GivenUp { outrank: false } => Ok(()),
         };
         self.state().moving.remove(id);
         self.0.finished.notify();
         result
     }
 
-    /// Deletes a payload that another shard has a durable copy of, and points its name there. Says
-    /// whether the deletion is durable. Once it is recorded the copy has to stand: whether a crash
-    /// finds the old one is not known, and the copy outranks it.
-    async fn give_away(&self, id: &PayloadId, shard: ShardId) -> Result<bool> {
-        let settled = match self.delete_here(id).await? {
-            None => true,
-            Some(lsn) => self.durable(lsn).await.is_ok(),
-        };
+    /// Points a payload's name to the shard that has a durable copy of it, and deletes it here. The
+    /// copy stands from now on, also if the deletion has to wait for room: it outranks the old
+    /// payload, so whatever a crash finds of that is deleted then. Only the copy's own deletion has
+    /// to wait until the old one is gone for good.
+    async fn give_away(&self, id: &PayloadId, shard: ShardId) {
+        self.0.params.routes.unsettle(id);
         self.0.params.routes.set(id, shard);
-        Ok(settled)
+        if self.delete_for_good(id).await.is_err() {
+            mark("moved from a shard that could not delete");
+            let (shard, id) = (self.clone(), id.clone());
+            self.0.driver.spawn(async move {
+                while shard.delete_for_good(&id).await.is_err() {
+                    if shard.check_poison().is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    async fn delete_for_good(&self, id: &PayloadId) -> Result<()> {
+        self.disown(std::slice::from_ref(id)).await?;
+        self.0.params.routes.settle(id);
+        Ok(())
     }
 
     /// Gives a payload a new generation, durably: another shard may hold a later one that failed.
+    /// Until that is done nobody may use the payload, so a want of room is waited out.
     async fn outrank(&self, id: &PayloadId) -> Result<()> {
         mark("payload outranks a failed copy");
+        loop {
+            match self.try_outrank(id).await {
+                Err(error) if error.kind() == ErrorKind::Full => self.check_poison()?,
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_outrank(&self, id: &PayloadId) -> Result<()> {
         let (_, lsn) = self
             .record(Purpose::Meta, 2 * RECORDS_LEN, &[], |state, _| {
                 let Some(old) = state.map.number(id) else {

@@ -22,7 +22,7 @@ use crate::io::sim::{Disk, DiskFaults, JoinHandle, Process, Stop, Universe};
 use crate::payload_id::PayloadId;
 use crate::store::Store;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -104,6 +104,8 @@ pub(super) struct Run {
     /// The faults that the plan wants, for when they are suspended.
     faults: DiskFaults,
     injuries: Injuries,
+    /// Payloads whose damaged past the model has forgotten, and the disk perhaps not.
+    anew: BTreeSet<usize>,
     pub(super) outcome: Outcome,
     pub(super) universe: Universe,
 }
@@ -137,6 +139,7 @@ impl Run {
             store: None,
             faults: DiskFaults::default(),
             injuries: Injuries::default(),
+            anew: BTreeSet::new(),
             outcome: Outcome::default(),
             universe,
         }
@@ -399,7 +402,10 @@ impl Run {
             if !may_be_mixed && self.fits(payload, &states, &seen, crashed) {
                 continue;
             }
-            if !(lost_batches && seen.is_of_known_bytes(&self.shared)) {
+            // What the model has forgotten may come back with a log that lost its end.
+            let forgotten = crashed && self.injuries.commits() > 0 && self.anew.contains(&payload);
+            let excused = lost_batches || forgotten;
+            if !(excused && seen.is_of_known_bytes(&self.shared)) {
                 let id = &self.shared.ids[payload];
                 let why = seen.explain(&self.shared, &states);
                 let lost = stats.batches_lost;
@@ -463,6 +469,7 @@ impl Run {
     /// Records of a payload's changes were destroyed: it is deleted, and the model forgets it.
     fn begin_anew(&mut self, payload: usize) -> Flow<()> {
         crate::marks::mark("payload with destroyed records");
+        self.anew.insert(payload);
         let began = self.shared.passing();
         let store = self.opened();
         let id = self.shared.ids[payload].clone();
