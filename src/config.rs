@@ -168,7 +168,11 @@ impl fmt::Display for RetentionPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RetentionPolicy::Pin => f.write_str("pin"),
-            RetentionPolicy::Ttl(span) => write!(f, "ttl:{}s", span.as_secs()),
+            // Whole seconds, never none of them.
+            RetentionPolicy::Ttl(span) => {
+                let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
+                write!(f, "ttl:{}s", seconds.max(1))
+            }
             RetentionPolicy::Lru => f.write_str("lru"),
         }
     }
@@ -187,7 +191,8 @@ impl FromStr for RetentionPolicy {
         }
         let seconds = lower
             .strip_prefix("ttl:")
-            .map(|span| span.strip_suffix('s').unwrap_or(span));
+            .and_then(|span| span.strip_suffix('s'))
+            .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()));
         match seconds.map(str::parse::<u64>) {
             Some(Ok(seconds)) if seconds > 0 => {
                 Ok(RetentionPolicy::Ttl(Duration::from_secs(seconds)))

@@ -104,6 +104,20 @@ impl Error {
         Error::new(ErrorKind::Internal, message)
     }
 
+    /// The same error, with the messages of others that came with it.
+    pub(crate) fn with_others(&self, others: &[Error]) -> Error {
+        let mut message = self.0.message.clone();
+        for other in others {
+            message.push_str("; also ");
+            message.push_str(&other.to_string());
+        }
+        Error(Arc::new(Inner {
+            kind: self.0.kind,
+            message,
+            source: self.0.source.clone(),
+        }))
+    }
+
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

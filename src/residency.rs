@@ -213,6 +213,7 @@ impl Segments {
             }
             self.free.insert(held.file);
         }
+        self.with_sums.retain(|id| !gone.contains(id));
         gone.len()
     }
 }

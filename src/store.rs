@@ -59,6 +59,8 @@ struct Mailboxes {
     writes: Sender<Request>,
     /// Everything else.
     others: Sender<Request>,
+    /// What must not wait behind either.
+    control: Sender<Control>,
 }
 
 struct Shared {
@@ -158,7 +160,11 @@ impl Store {
         for (index, control) in controls.into_iter().enumerate() {
             let (writes, write_requests) = mailbox(REQUESTS_MAX);
             let (others, requests) = mailbox(REQUESTS_MAX);
-            shards.push(Mailboxes { writes, others });
+            shards.push(Mailboxes {
+                writes,
+                others,
+                control: peers[index].clone(),
+            });
             let shard = ShardId(index as u16);
             let params = Params {
                 store: superblock.store,
@@ -206,7 +212,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The first thing that could not be persisted, with what and why.
+    /// What could not be persisted and why: the first error, with the messages of all others.
     pub async fn close(self) -> Result<()> {
         let mut pending = Vec::new();
         for shard in &self.0.shards {
@@ -214,19 +220,20 @@ impl Store {
             let sent = shard.others.send(self.request(Work::Close(reply))).await;
             pending.push(sent.is_ok().then_some(answer));
         }
-        let mut result = Ok(());
+        let mut errors = Vec::new();
         for (answer, outcome) in pending.into_iter().zip(&self.0.outcomes) {
             let answer = match answer {
                 Some(answer) => answer.await,
                 None => None,
             };
             let closed = answer.or_else(|| outcome.get().cloned());
-            result = result.and(closed.unwrap_or_else(|| Err(gone())));
+            errors.extend(closed.unwrap_or_else(|| Err(gone())).err());
         }
         let residents = std::mem::take(&mut *self.0.residents.lock());
-        residents
-            .into_iter()
-            .fold(result, |result, resident| result.and(resident.join()))
+        let joined = residents.into_iter().map(|resident| resident.join());
+        errors.extend(joined.filter_map(Result::err));
+        let first = errors.first().cloned();
+        first.map_or(Ok(()), |first| Err(first.with_others(&errors[1..])))
     }
 
     /// Reads `[offset, offset + len)` without copying; fewer bytes only at the payload's end.

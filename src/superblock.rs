@@ -209,6 +209,12 @@ async fn write<D: Driver>(driver: &D, superblock: &Superblock, good: &str) -> io
     let mut page = driver.pool().take(PAGE);
     superblock.write(&mut page);
     let page = page.freeze();
+    // A process that was killed may have written the good copy and not synced it.
+    match driver.open(good, OpenMode::Existing).await {
+        Ok(file) => file.sync().await?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
     let others = NAMES.into_iter().filter(|name| *name != good);
     for name in others.chain([good]) {
         let there = match driver.open(name, OpenMode::Existing).await {

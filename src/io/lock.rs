@@ -17,6 +17,9 @@ use std::path::Path;
 /// Name of the lock's file in the store's directory.
 const FILE_NAME: &str = "LOCK";
 
+/// What the text in the file begins with.
+const SIGNATURE: &str = "pid=";
+
 /// Longest text about the holder that is repeated in a message: a pid and a name.
 const HOLDER_BYTES_MAX: u64 = 256;
 
@@ -53,6 +56,13 @@ impl DirLock {
                 return Err(Error::with_source(ErrorKind::InvalidInput, message, error));
             }
         }
+        // The lock is taken, not the file: another program's is left as it is.
+        if !is_ours(&mut file) {
+            return Err(Error::invalid(format!(
+                "the directory has another program's lock file, give another one: dir={}",
+                dir.display()
+            )));
+        }
         // The text only serves messages, so a full disk must not keep the store from opening.
         if let Err(error) = sign(&mut file) {
             tracing::debug!(%error, "the holder could not be noted in the lock's file");
@@ -87,7 +97,14 @@ fn sign(file: &mut File) -> std::io::Result<()> {
     let name = name.map_or_else(|| "unknown".into(), |name| name.to_string_lossy());
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
-    writeln!(file, "pid={} exe={name}", std::process::id())
+    writeln!(file, "{SIGNATURE}{} exe={name}", std::process::id())
+}
+
+/// Whether the file is empty or was written by `sign`.
+fn is_ours(file: &mut File) -> bool {
+    let mut start = Vec::new();
+    let read = file.take(SIGNATURE.len() as u64).read_to_end(&mut start);
+    read.is_ok() && SIGNATURE.as_bytes().starts_with(&start)
 }
 
 /// What the lock's file says about its holder.

@@ -14,7 +14,7 @@ use super::recover::{Recovered, Recovery};
 use super::replay::whole_batches;
 use crate::error::Result;
 use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
-use crate::log::segment::{BatchHead, Footer, SegmentHead};
+use crate::log::segment::{BatchHead, SegmentHead};
 use crate::marks::mark;
 use crate::types::{Lsn, PAGE, SegmentId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct Candidate {
     pub(super) head: SegmentHead,
     pub(super) file: u64,
-    /// Its footer, if it was sealed and the footer is where the next segment says.
-    pub(super) footer: Option<Footer>,
+    /// Where its footer is if it was sealed, as the next segment says.
+    pub(super) footer_page: Option<u32>,
     /// The head was bad; what stands here was learnt from the batches.
     pub(super) damaged: bool,
 }
@@ -160,7 +160,7 @@ impl<D: Driver> Recovery<'_, D> {
         Ok(head.map(|head| Candidate {
             head,
             file,
-            footer: None,
+            footer_page: None,
             damaged,
         }))
     }

@@ -44,6 +44,8 @@ pub(super) struct Upkeep {
     pub(super) cleaned_at: Option<(Lsn, u64)>,
     /// Bytes that had ceased to be referred to when cleaning last looked.
     pub(super) lost_then: u64,
+    /// The cleaner is moving what it has chosen.
+    pub(super) moving: bool,
     /// A checkpoint is being written. One at a time: they share the name of the unfinished file.
     checkpointing: bool,
     /// Segments with bytes that cannot be read, and so not moved.
@@ -186,11 +188,7 @@ impl<D: Driver> Shard<D> {
         }
         let begun = self.begin_checkpoint();
         let mut result = self.write_checkpoint(&begun).await;
-        if result
-            .as_ref()
-            .is_err_and(|error| error.kind() == ErrorKind::Full)
-            && self.give_up_reserve().await
-        {
+        while result.as_ref().is_err_and(is_full) && self.make_room_for_checkpoint().await {
             result = self.write_checkpoint(&begun).await;
         }
         {
@@ -223,6 +221,26 @@ impl<D: Driver> Shard<D> {
                 poison.or_else(|| state.may_close().then_some(Ok(())))
             })
             .await
+    }
+
+    /// Gives a full file system room for a checkpoint: the older one of two goes, which is for the
+    /// case that the newer is damaged, or else a free file. False if there is neither.
+    async fn make_room_for_checkpoint(&self) -> bool {
+        let (checkpoint, file) = {
+            let mut state = self.state();
+            match state.upkeep.kept.len() > 1 {
+                true => (state.upkeep.kept.pop_front(), None),
+                false => (None, state.segments.take_free()),
+            }
+        };
+        if let Some((sequence, _)) = checkpoint {
+            mark("older checkpoint given up for a checkpoint");
+            let path = self.0.params.path(&checkpoint_name(sequence));
+            return self.0.driver.unlink(&path).await.is_ok();
+        }
+        let Some(file) = file else { return false };
+        mark("reserve given up for a checkpoint");
+        self.remove(file).await
     }
 
     /// The state that the checkpoint will hold, taken in one step.
@@ -402,7 +420,9 @@ impl<D: Driver> Shard<D> {
 
     /// Whether there are files that nothing needs while the shard is at rest.
     fn trimming_due(&self, state: &State) -> bool {
-        state.commit.at_rest && (state.segments.files_free() > 0 || state.space.has_spare())
+        state.commit.at_rest
+            && !state.space.disk_full()
+            && (state.segments.files_free() > 0 || state.space.has_spare())
     }
 
     /// Removes free files, so that a store at rest is as small as it may be.
@@ -423,6 +443,10 @@ impl<D: Driver> Shard<D> {
             self.remove(file).await;
         }
     }
+}
+
+fn is_full(error: &Error) -> bool {
+    error.kind() == ErrorKind::Full
 }
 
 /// The turn to write a checkpoint; dropping it lets the next one begin.

@@ -134,7 +134,10 @@ impl<D: Driver> Shard<D> {
         }
         ranges.retain(|(at, _)| victims.contains(&at.segment()));
         mark("cleaning");
+        self.state().upkeep.moving = true;
         let moved = self.move_ranges(&ranges).await;
+        self.state().upkeep.moving = false;
+        self.0.room.notify();
         // What was moved is used even if not everything could be; extents may refer to a copy that
         // is not durable, since no checkpoint is begun before it is.
         let settled = self.settle(&victims).await;
@@ -149,13 +152,17 @@ impl<D: Driver> Shard<D> {
         let held = state.segments.len();
         let most = self.segments_max(state, Purpose::Clean);
         let new = (most.saturating_sub(held) as u64).min(MOVED_SEGMENTS_MAX);
-        // What is left of the open segment counts only if nobody else may fill it.
-        let open = match held > self.segments_max(state, Purpose::Meta) {
+        // What is left of the open segment counts only if nobody else fills it meanwhile.
+        let open = match held > most - 1 {
             true => state.log.pages_left(),
             false => 0,
         };
         let whole = state.log.segment_bytes() / PAGE as u64;
-        (open + new * whole).min(MOVED_SEGMENTS_MAX * whole)
+        let pages = match state.space.disk_full() {
+            true => state.pages_in_reserve().min(open + new * whole),
+            false => open + new * whole,
+        };
+        pages.min(MOVED_SEGMENTS_MAX * whole)
     }
 
     /// Live bytes per segment: from the counts, or exactly, by a walk, while clones share.
@@ -292,7 +299,8 @@ impl<D: Driver> Shard<D> {
     /// Copies ranges to the end of the log, and waits until the copies are durable.
     async fn move_ranges(&self, ranges: &[(Location, u32)]) -> Result<()> {
         let mut last = None;
-        for &(at, len) in ranges {
+        let mut failure = None;
+        'all: for &(at, len) in ranges {
             let mut done = 0;
             while done < len {
                 let part = self.part_to_move(len - done);
@@ -317,15 +325,19 @@ impl<D: Driver> Shard<D> {
                             .insert(at.segment());
                         break;
                     }
-                    Err(error) => return Err(error),
+                    Err(error) => {
+                        failure = Some(error);
+                        break 'all;
+                    }
                 }
                 done += part;
             }
         }
-        match last {
-            Some(lsn) => self.durable(lsn).await,
-            None => Ok(()),
+        // Also of a part: nobody may refer to a copy that is not durable.
+        if let Some(lsn) = last {
+            self.durable(lsn).await?;
         }
+        failure.map_or(Ok(()), Err)
     }
 
     /// How much of a range is moved at once.

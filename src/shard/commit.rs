@@ -141,9 +141,10 @@ impl<D: Driver> Shard<D> {
             .map(|payload| payload.changed);
         let lsn = changed.ok_or_else(Error::not_found)?;
         self.durable(lsn).await?;
+        let durable = self.0.state.borrow().tail.durable();
         Ok(Flushed {
             finalized: false,
-            lsn: lsn.0,
+            lsn: durable.max(lsn).0,
         })
     }
 

@@ -209,7 +209,10 @@ impl<D: Driver> Shard<D> {
             }
         }
         let ending = within(&self.0.driver, self.0.params.config.close_timeout, async {
-            let idle = || (self.0.working.get() + self.0.writing.get() == 0).then_some(());
+            let idle = || {
+                let moving = !self.0.state.borrow().moving.is_empty();
+                (!moving && self.0.working.get() + self.0.writing.get() == 0).then_some(())
+            };
             self.0.finished.until(idle).await;
             self.close().await
         });
@@ -337,7 +340,6 @@ impl<D: Driver> Shard<D> {
             Work::Latency(reply) => {
                 reply.send(Ok(self.0.state.borrow().latencies.snapshot()));
             }
-            Work::Health(reply) => reply.send(Ok(self.health())),
             Work::Verify(reply) => reply.send(self.verify().await),
             Work::Segments(reply) => reply.send(Ok(self.segments())),
             Work::DumpSegment { number, reply } => reply.send(self.dump_segment(number).await),
@@ -360,6 +362,7 @@ impl<D: Driver> Shard<D> {
                         Control::Settle { claims, reply } => {
                             reply.send(shard.settle_claims(&claims).await);
                         }
+                        Control::Health(reply) => reply.send(shard.health()),
                         Control::Disown { ids, reply } => reply.send(shard.disown(&ids).await),
                     }
                 });
@@ -386,6 +389,12 @@ impl<D: Driver> Shard<D> {
     fn note(&self, op: Op, at: Nanos) {
         let now = self.now();
         self.state().latencies.record(op, at, now);
+        if let Some(slow) = self.0.params.config.slow_op
+            && now.since(at) > slow
+        {
+            let (shard, took) = (self.0.params.shard.0, now.since(at));
+            tracing::warn!(shard, ?op, ?took, "a slow operation");
+        }
     }
 
     /// Waits until the payload is not being moved, and keeps it from being moved while the result

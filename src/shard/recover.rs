@@ -108,7 +108,7 @@ impl<D: Driver> Shard<D> {
             closing: false,
         };
         let files = Files::new(driver.clone(), params.clone());
-        Ok(Shard(Rc::new(Inner {
+        let shard = Shard(Rc::new(Inner {
             driver,
             params,
             state: RefCell::new(state),
@@ -122,7 +122,13 @@ impl<D: Driver> Shard<D> {
             writing: Cell::new(0),
             working: Cell::new(0),
             ending: Cell::new(false),
-        })))
+        }));
+        if shard.0.state.borrow().stats.batches_lost > 0 {
+            // Should the lost ones be readable again, they must not meet what was logged without
+            // them: the numbers that they use are given out anew.
+            shard.checkpoint().await?;
+        }
+        Ok(shard)
     }
 
     /// The payloads that live here although their home is another shard.

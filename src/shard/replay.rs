@@ -18,6 +18,7 @@ use super::candidates::{Candidate, Candidates};
 use super::files::segment_name;
 use super::recover::{Recovered, Recovery};
 use super::takeover::pieces;
+use crate::buf::AlignedBuf;
 use crate::error::{Error, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::log::checksum::Identity;
@@ -79,9 +80,9 @@ impl<D: Driver> Recovery<'_, D> {
         let mut proven = Lsn(0);
         for (id, candidate) in candidates.iter_mut() {
             if let Some(&page) = ends.get(id) {
-                candidate.footer = self.read_footer_at(candidate, page).await;
+                candidate.footer_page = Some(page);
             }
-            let through = match &candidate.footer {
+            let through = match self.read_footer(candidate).await {
                 Some(footer) => footer.committed_through,
                 None => {
                     let bytes = self.read_segment(candidate.file).await?;
@@ -93,8 +94,10 @@ impl<D: Driver> Recovery<'_, D> {
         Ok(proven)
     }
 
-    /// The footer at a page, if there is a good one.
-    async fn read_footer_at(&self, candidate: &Candidate, page: u32) -> Option<Footer> {
+    /// A sealed segment's footer, if it is good. It is read twice rather than kept: a long tail has
+    /// many, and they hold all its records.
+    async fn read_footer(&self, candidate: &Candidate) -> Option<Footer> {
+        let page = candidate.footer_page?;
         let path = self.params.path(&segment_name(candidate.file));
         let file = self.driver.open(&path, OpenMode::Existing).await.ok()?;
         let offset = u64::from(page) * PAGE as u64;
@@ -120,7 +123,7 @@ impl<D: Driver> Recovery<'_, D> {
 
     async fn replay_segment(
         &self,
-        mut candidate: Candidate,
+        candidate: Candidate,
         later: &Candidates,
         proven: Lsn,
         recovered: &mut Recovered,
@@ -131,7 +134,7 @@ impl<D: Driver> Recovery<'_, D> {
             mark("segment known by its batches");
             recovered.stats.checksum_failures += 1;
         }
-        let footer = candidate.footer.take();
+        let footer = self.read_footer(&candidate).await;
         let limit = left_over_from(later);
         if let Some(footer) = footer.filter(|footer| is_run(footer, &head, proven, limit)) {
             mark("segment replayed from its footer");
@@ -148,6 +151,7 @@ impl<D: Driver> Recovery<'_, D> {
                         page,
                         copy: Some(footer.clone()),
                         footer,
+                        bytes: None,
                     },
                     proven,
                     recovered,
@@ -184,6 +188,7 @@ impl<D: Driver> Recovery<'_, D> {
             footer: Footer::new(),
             page: 1,
             copy: find_footer(identity, &bytes),
+            bytes: None,
         };
         let (mut next, mut chain) = (head.first_lsn, head.chain);
         while scan.page < limit && next < left_over {
@@ -223,6 +228,7 @@ impl<D: Driver> Recovery<'_, D> {
             }
         }
         (recovered.end.segment, recovered.end.pages) = (head.segment, scan.page);
+        scan.bytes = Some(bytes);
         Ok(scan)
     }
 
@@ -296,7 +302,12 @@ impl<D: Driver> Recovery<'_, D> {
         proven: Lsn,
         recovered: &mut Recovered,
     ) -> Result<()> {
-        let Scan { footer, page, copy } = scan;
+        let Scan {
+            footer,
+            page,
+            copy,
+            bytes,
+        } = scan;
         let same = |copy: &Footer| copy.sums == footer.sums && copy.batches == footer.batches;
         let sealed = copy.as_ref().is_some_and(same);
         let offset = u64::from(page) * PAGE as u64;
@@ -313,7 +324,8 @@ impl<D: Driver> Recovery<'_, D> {
         let mut changed = Vec::new();
         let mut moved = None;
         if let Some(first) = unproven {
-            let mut bytes = self.read_segment(file).await?;
+            // Read anew it might be worse than what was judged.
+            let mut bytes = bytes.expect("what is not proven was scanned");
             head.write(&mut bytes[..PAGE]);
             bytes.shorten(offset as usize);
             let bytes = bytes.freeze();
@@ -362,6 +374,8 @@ struct Scan {
     page: u32,
     /// The footer that the segment was sealed with, if it is good.
     copy: Option<Footer>,
+    /// The segment as it was judged, if it was read.
+    bytes: Option<AlignedBuf>,
 }
 
 impl Scan {

@@ -3,16 +3,17 @@
 use super::Claim;
 use super::slot::Reply;
 use crate::chunks::Chunks;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::payload_id::PayloadId;
 use crate::stats::{
     Extent, Flushed, Health, LatencySnapshot, Segment, SegmentDump, Stats, VerifyReport,
 };
+use crate::sync::Mutex;
 use crate::types::{Generation, Nanos, ShardId};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 /// The answer to an operation on one payload.
 pub(crate) enum Answer<T> {
@@ -109,7 +110,6 @@ pub(crate) enum Work {
     },
     Stats(Reply<Result<Stats>>),
     Latency(Reply<Result<LatencySnapshot>>),
-    Health(Reply<Result<Health>>),
     Verify(Reply<Result<VerifyReport>>),
     Segments(Reply<Result<Vec<Segment>>>),
     DumpSegment {
@@ -131,6 +131,8 @@ pub(crate) enum Control {
         end: Move,
         reply: Reply<Result<()>>,
     },
+    /// How well the shard can do its work: by this way, for it has to be told at any time.
+    Health(Reply<Health>),
     /// At opening: these payloads are claimed by other shards. Answers which of the claims win.
     Settle {
         claims: Vec<Claim>,
@@ -160,7 +162,7 @@ pub(crate) struct Routes {
     /// Length of `exceptions`: while it is 0, nobody needs the lock.
     count: AtomicUsize,
     /// Payloads that outrank older ones which are still on the disks of other shards.
-    unsettled: Mutex<BTreeSet<PayloadId>>,
+    unsettled: Mutex<BTreeMap<PayloadId, ErrorKind>>,
     next_generation: AtomicU64,
 }
 
@@ -170,7 +172,7 @@ impl Routes {
             shards,
             exceptions: RwLock::default(),
             count: AtomicUsize::new(0),
-            unsettled: Mutex::default(),
+            unsettled: Mutex::new(BTreeMap::new()),
             next_generation: AtomicU64::new(1),
         }
     }
@@ -204,24 +206,19 @@ impl Routes {
         self.count.store(exceptions.len(), Ordering::Release);
     }
 
-    /// An older payload of this name is still on some shard's disk.
-    pub(crate) fn unsettle(&self, id: &PayloadId) {
-        self.unsettled().insert(id.clone());
+    /// An older payload of this name is still on some shard's disk, and why.
+    pub(crate) fn unsettle(&self, id: &PayloadId, why: ErrorKind) {
+        self.unsettled.lock().insert(id.clone(), why);
     }
 
     /// The older payload of this name is gone for good.
     pub(crate) fn settle(&self, id: &PayloadId) {
-        self.unsettled().remove(id);
+        self.unsettled.lock().remove(id);
     }
 
-    pub(crate) fn is_settled(&self, id: &PayloadId) -> bool {
-        !self.unsettled().contains(id)
-    }
-
-    fn unsettled(&self) -> MutexGuard<'_, BTreeSet<PayloadId>> {
-        self.unsettled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Why an older payload of this name is still on some shard's disk, if there is one.
+    pub(crate) fn unsettled(&self, id: &PayloadId) -> Option<ErrorKind> {
+        self.unsettled.lock().get(id).copied()
     }
 
     /// A generation that no payload has yet.

@@ -16,6 +16,7 @@
 
 use super::{Shard, State, within};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::retry::is_exhausted;
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::writer::Fit;
 use crate::marks::{mark, planted};
@@ -76,6 +77,8 @@ pub(super) struct Space {
     making: bool,
     /// Why no file can be had; `None` as soon as one was freed or given.
     refusal: Option<Refusal>,
+    /// The file system had no room for the last file that was to be made.
+    disk_full: bool,
     /// Writers of payload data, in the order in which they came.
     line: VecDeque<u64>,
     next_ticket: u64,
@@ -119,6 +122,10 @@ impl Space {
         self.sealing.first().copied()
     }
 
+    pub(super) fn disk_full(&self) -> bool {
+        self.disk_full
+    }
+
     pub(super) fn has_spare(&self) -> bool {
         self.spare.is_some()
     }
@@ -131,6 +138,29 @@ impl Space {
     /// The spare file, to be removed at rest.
     pub(super) fn take_spare(&mut self) -> Option<u64> {
         self.spare.take()
+    }
+}
+
+impl State {
+    /// Whether, on a full file system, fewer free files are left than others may need. Without them
+    /// deletes go on in the open segment, but for its last quarter, which is the cleaner's.
+    fn lacks_reserve(&self, purpose: Purpose) -> bool {
+        if !self.space.disk_full || self.segments.files_free() >= purpose.reserve() {
+            return false;
+        }
+        purpose == Purpose::Data || self.is_nearly_full()
+    }
+
+    /// Whether only the last quarter of the open segment is left, or there is none.
+    fn is_nearly_full(&self) -> bool {
+        self.log.pages_left() * 4 < self.log.segment_bytes() / PAGE as u64
+    }
+
+    /// Pages that the cleaner can fill on a full file system.
+    pub(super) fn pages_in_reserve(&self) -> u64 {
+        let whole = self.log.segment_bytes() / PAGE as u64;
+        let files = self.segments.files_free() + usize::from(self.space.has_spare());
+        files as u64 * whole + self.log.pages_left().min(whole / 4)
     }
 }
 
@@ -301,7 +331,14 @@ impl<D: Driver> Shard<D> {
 
     /// What has to happen before something can be recorded for this purpose.
     fn fit(&self, state: &State, purpose: Purpose, records: usize, data: usize) -> Fit {
-        match state.segments.len() > self.segments_max(state, purpose) {
+        let beyond = state.segments.len() > self.segments_max(state, purpose);
+        let theirs = match purpose {
+            Purpose::Data => true,
+            // Beyond the limit deletes go on, but never in the cleaner's way.
+            Purpose::Meta => state.upkeep.moving || state.is_nearly_full(),
+            Purpose::Clean => false,
+        };
+        match beyond && theirs || state.lacks_reserve(purpose) {
             true => Fit::BeginSegment,
             false => state.log.fit(records, data),
         }
@@ -310,22 +347,31 @@ impl<D: Driver> Shard<D> {
     /// How many segments may be held for this purpose: fewer when one is begun, no more when the
     /// open one is filled.
     pub(super) fn segments_max(&self, state: &State, purpose: Purpose) -> usize {
-        let checkpoints = CHECKPOINT_COPIES_MAX * state.last_checkpoint_bytes();
-        let checkpoints = self.0.params.segments_of(checkpoints);
-        let files_max = self.0.params.files_max().saturating_sub(checkpoints);
+        let files_max = match purpose {
+            // Checkpoints count, but they must not keep a store from being emptied.
+            Purpose::Data => {
+                let bytes = CHECKPOINT_COPIES_MAX * state.last_checkpoint_bytes();
+                let checkpoints = self.0.params.segments_of(bytes);
+                self.0.params.files_max().saturating_sub(checkpoints)
+            }
+            Purpose::Meta | Purpose::Clean => self.0.params.files_max(),
+        };
         let most = files_max.saturating_add(1).max(SEGMENTS_MIN);
+        let (most, held) = (most - purpose.reserve(), state.segments.len());
         match (purpose, state.log.open_segment()) {
-            // The cleaner may always begin the first segment after an opening: without one it could
-            // free nothing.
-            (Purpose::Clean, None) => most.max(state.segments.len() + 1),
-            (Purpose::Clean, Some(_)) => most.max(state.segments.len()),
-            _ => most - purpose.reserve(),
+            (Purpose::Data, _) => most,
+            // The first segment after an opening may always be begun: without one nothing can be
+            // deleted or cleaned. And a limit that was lowered must not end all cleaning.
+            (_, None) => most.max(held + 1),
+            (Purpose::Clean, Some(_)) if held > most => held + 1,
+            (_, Some(_)) => most,
         }
     }
 
     fn may_begin_segment(&self, state: &State, purpose: Purpose) -> bool {
         let allowed = state.segments.len() < self.segments_max(state, purpose);
-        allowed && state.space.spare.is_some() && state.may_close()
+        let reserved = purpose != Purpose::Data || !state.lacks_reserve(purpose);
+        allowed && reserved && state.space.spare.is_some() && state.may_close()
     }
 
     /// Seals the full segment and begins the next, if its file is ready.
@@ -427,22 +473,20 @@ impl<D: Driver> Shard<D> {
                 self.0.upkeep_due.notify();
                 return;
             }
-            if state.space.spare.is_some() {
+            if state.space.spare.is_some() && !state.lacks_reserve(purpose) {
                 return;
             }
             state.space.making = true;
         }
         let shard = self.clone();
         self.0.driver.spawn(async move {
-            let result = shard.make_spare(purpose).await;
+            let result = shard.make_files(purpose).await;
             let mut state = shard.state();
             state.space.making = false;
             match result {
-                Ok(number) => {
-                    state.space.spare = Some(number);
-                    state.space.note_progress();
-                }
+                Ok(()) => state.space.note_progress(),
                 Err(error) => {
+                    state.space.disk_full |= error.kind() == io::ErrorKind::StorageFull;
                     let why = match error.kind() {
                         io::ErrorKind::StorageFull => "the file system is full".to_owned(),
                         _ => format!("a segment file could not be made: {error}"),
@@ -457,39 +501,44 @@ impl<D: Driver> Shard<D> {
         });
     }
 
-    /// A file for the next segment: one that is free, or a new one. Free files are left as a
+    /// Makes a file for the next segment: one that is free, or a new one. Free files are left as a
     /// reserve, and are made if there are none: on a full file system, deletes, the cleaner and
     /// checkpoints live on them.
-    async fn make_spare(&self, purpose: Purpose) -> io::Result<u64> {
-        let reserved = purpose.reserve();
+    async fn make_files(&self, purpose: Purpose) -> io::Result<()> {
+        let reserve = purpose.reserve();
         loop {
-            let new = {
+            let (free, recycled, new) = {
                 let mut state = self.state();
-                if state.segments.files_free() > reserved
-                    && let Some(recycled) = state.segments.take_free()
-                {
-                    Err(recycled)
-                } else {
-                    Ok(state.segments.new_file())
+                let state = &mut *state;
+                let (free, ready) = (state.segments.files_free(), state.space.has_spare());
+                if ready && free >= reserve {
+                    return Ok(());
                 }
+                let recycled = match free > reserve && !ready {
+                    true => state.segments.take_free(),
+                    false => None,
+                };
+                (free, recycled, state.segments.new_file())
             };
-            let new = match new {
-                Ok(new) => new,
-                Err(recycled) if self.is_whole(recycled).await => {
+            match recycled {
+                Some(recycled) if self.is_whole(recycled).await => {
                     mark("recycled file reused");
-                    return Ok(recycled);
+                    self.state().space.spare = Some(recycled);
                 }
-                Err(harmed) => {
+                Some(harmed) => {
                     mark("harmed file not reused");
                     self.remove(harmed).await;
-                    continue;
                 }
-            };
-            self.make_file(new).await?;
-            if self.0.state.borrow().segments.files_free() >= reserved {
-                return Ok(new);
+                None => {
+                    self.make_file(new).await?;
+                    let mut state = self.state();
+                    state.space.disk_full = false;
+                    match state.space.has_spare() || free < reserve {
+                        true => state.segments.add_free(new),
+                        false => state.space.spare = Some(new),
+                    }
+                }
             }
-            self.state().segments.add_free(new);
         }
     }
 
@@ -502,15 +551,6 @@ impl<D: Driver> Shard<D> {
             }
             Err(_) => false,
         }
-    }
-
-    /// Removes a free file, so that a full file system has room for a checkpoint.
-    pub(super) async fn give_up_reserve(&self) -> bool {
-        let Some(file) = self.state().segments.take_free() else {
-            return false;
-        };
-        mark("reserve given up for a checkpoint");
-        self.remove(file).await
     }
 
     /// Removes a file that nothing needs. One that stays behind is found at the next opening.
@@ -556,8 +596,13 @@ impl<D: Driver> Shard<D> {
     /// meanwhile, whoever made it, and no later success takes that back.
     pub(super) async fn sync_dir(&self) -> io::Result<()> {
         let result = self.0.driver.sync_dir(&self.0.params.dir()).await;
-        if let Err(error) = &result {
-            let error = io::Error::new(error.kind(), error.to_string());
+        if let Err(error) = &result
+            && !is_exhausted(error)
+        {
+            let error = match error.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => error.kind().into(),
+            };
             self.poison("a sync of the shard's directory", error);
         }
         result

@@ -7,8 +7,11 @@ use crate::io::Driver;
 use crate::map::{Found, Map};
 use crate::payload_id::PayloadId;
 use crate::stats::{Extent, ExtentKind, VerifyReport};
-use crate::types::{Location, PAYLOAD_BYTES_MAX};
+use crate::types::{Location, PAGE, PAYLOAD_BYTES_MAX};
 use bytes::{Bytes, BytesMut};
+
+/// Bytes that are checked at once: what one device read takes.
+const PIECE_BYTES: u64 = 1 << 20;
 
 impl<D: Driver> Shard<D> {
     /// Reads and checks everything that payloads refer to.
@@ -24,9 +27,16 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn verify_payload(&self, id: &PayloadId, report: &mut VerifyReport) -> Result<()> {
-        let mut offset = 0;
+        // Where a piece is bad, its pages are looked at one by one.
+        let (mut offset, mut careful_until, mut narrow) = (0, 0, PAGE as u64);
+        let largest = |offset, careful_until, narrow| match offset < careful_until {
+            true => narrow,
+            false => PIECE_BYTES,
+        };
         // Piece by piece, each looked up anew: cleaning may move what was not yet read.
-        while let Some((start, len, at)) = self.next_data(id, offset) {
+        while let Some((start, len, at)) =
+            self.next_data(id, offset, largest(offset, careful_until, narrow))
+        {
             let mut sources = Vec::new();
             let located = self.0.state.borrow().located(at, len, &mut sources);
             let result = match located {
@@ -36,6 +46,12 @@ impl<D: Driver> Shard<D> {
             match result {
                 Ok(()) => report.bytes_checked += u64::from(len),
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    let to_page_end = PAGE as u32 - at.offset() % PAGE as u32;
+                    if len > to_page_end {
+                        careful_until = careful_until.max(start + u64::from(len));
+                        (offset, narrow) = (start, u64::from(to_page_end));
+                        continue;
+                    }
                     let extent = Extent {
                         offset: start,
                         len: u64::from(len),
@@ -45,20 +61,20 @@ impl<D: Driver> Shard<D> {
                 }
                 Err(error) => return Err(error),
             }
-            offset = start + u64::from(len);
+            (offset, narrow) = (start + u64::from(len), PAGE as u64);
         }
         Ok(())
     }
 
     /// The first data of a payload at or behind an offset, as much as one device read takes.
-    fn next_data(&self, id: &PayloadId, offset: u64) -> Option<(u64, u32, Location)> {
+    fn next_data(&self, id: &PayloadId, offset: u64, largest: u64) -> Option<(u64, u32, Location)> {
         let state = self.0.state.borrow();
         let payload = state.map.find(id)?;
         let start = payload.extents.first_at_or_after(offset)?;
         use crate::map::tree::Entry;
         let begin = start.start().max(offset);
         let len = (start.end() - begin)
-            .min(1 << 20)
+            .min(largest)
             .min(PAYLOAD_BYTES_MAX - begin);
         let piece = Map::pieces(payload, begin, len).into_iter().next()?;
         match piece.found {

@@ -149,12 +149,12 @@ impl<D: Driver> Shard<D> {
     /// A payload that outranks an older one on another shard has to stay until that is gone: without
     /// it a crash would bring the older one back.
     fn check_settled(&self, id: &PayloadId) -> Result<()> {
-        if self.0.params.routes.is_settled(id) {
+        let Some(kind) = self.0.params.routes.unsettled(id) else {
             return Ok(());
-        }
+        };
         let message = "an older payload of this name is not deleted yet on a shard that is full or \
                        has failed: retry later, or reopen";
-        Err(Error::new(ErrorKind::Full, message))
+        Err(Error::new(kind, message))
     }
 
     fn send_home(&self, id: &PayloadId) {
@@ -239,11 +239,6 @@ impl<D: Driver> Shard<D> {
             Ok(_) => Ok(()),
             Err(error) => Err(error.clone()),
         };
-        let moved = Move::Done(self.0.params.shard);
-        let result = match result {
-            Ok(()) => self.end_move(from, target, moved).await,
-            Err(error) => Err(error),
-        };
         if let Err(error) = result {
             // A copy that may be on the disk must not win over what is written to the old one
             // later.
@@ -252,6 +247,9 @@ impl<D: Driver> Shard<D> {
                 .await?;
             return Err(error);
         }
+        // From here on the copy stands. Without an answer the old payload may be gone already.
+        let moved = Move::Done(self.0.params.shard);
+        self.end_move(from, target, moved).await?;
         Ok(Some(made?.0))
     }
 
@@ -284,6 +282,9 @@ impl<D: Driver> Shard<D> {
         }
         self.check_poison()?;
         self.check_settled(id)?;
+        if self.0.ending.get() {
+            return Err(Error::closed());
+        }
         self.state().moving.insert(id.clone());
         let quiet = || (!self.0.state.borrow().changing.contains_key(id)).then_some(());
         self.0.finished.until(quiet).await;
@@ -310,30 +311,34 @@ impl<D: Driver> Shard<D> {
         result
     }
 
-    /// Points a payload's name to the shard that has a durable copy of it, and deletes it here. The
-    /// copy stands from now on, also if the deletion has to wait for room: it outranks the old
-    /// payload, so whatever a crash finds of that is deleted then. Only the copy's own deletion has
-    /// to wait until the old one is gone for good.
+    /// Deletes a payload that another shard has a durable copy of, and points its name there. The
+    /// copy stands also if the deletion has to wait for room: it outranks the old payload, so
+    /// whatever a crash finds of that is deleted then. Only the copy's own deletion has to wait until
+    /// the old one is gone for good.
     async fn give_away(&self, id: &PayloadId, shard: ShardId) {
-        self.0.params.routes.unsettle(id);
-        self.0.params.routes.set(id, shard);
-        if self.delete_for_good(id).await.is_err() {
+        let routes = &self.0.params.routes;
+        let gone = self.disown(std::slice::from_ref(id)).await;
+        if let Err(error) = gone {
             mark("moved from a shard that could not delete");
+            routes.unsettle(id, error.kind());
             let (shard, id) = (self.clone(), id.clone());
-            self.0.driver.spawn(async move {
-                while shard.delete_for_good(&id).await.is_err() {
-                    if shard.check_poison().is_err() {
-                        return;
-                    }
-                }
-            });
+            self.0
+                .driver
+                .spawn(async move { shard.delete_in_the_end(&id).await });
         }
+        routes.set(id, shard);
     }
 
-    async fn delete_for_good(&self, id: &PayloadId) -> Result<()> {
-        self.disown(std::slice::from_ref(id)).await?;
-        self.0.params.routes.settle(id);
-        Ok(())
+    async fn delete_in_the_end(&self, id: &PayloadId) {
+        loop {
+            match self.disown(std::slice::from_ref(id)).await {
+                Ok(()) => return self.0.params.routes.settle(id),
+                Err(error) => self.0.params.routes.unsettle(id, error.kind()),
+            }
+            if self.check_poison().is_err() {
+                return;
+            }
+        }
     }
 
     /// Gives a payload a new generation, durably: another shard may hold a later one that failed.

@@ -4,7 +4,7 @@
 
 use super::Store;
 use crate::error::{Error, ErrorKind, Result};
-use crate::shard::request::Work;
+use crate::shard::request::{Control, Work};
 use crate::shard::slot::slot;
 use crate::stats::{
     Health, HealthStatus, LatencySnapshot, Segment, SegmentDump, Stats, VerifyReport,
@@ -68,9 +68,31 @@ impl Store {
             remote: None,
             reasons: vec!["the store is closed".to_owned()],
         };
-        let Ok(shards) = self.ask_all(Work::Health).await else {
+        let mut answers = Vec::new();
+        for shard in &self.0.shards {
+            let (reply, answer) = slot();
+            // Not behind the operations of a full or slow store: by the way that shards talk.
+            let sent = shard.control.send(Control::Health(reply)).await;
+            answers.push(sent.is_ok().then_some(answer));
+        }
+        let mut shards = Vec::new();
+        for answer in answers {
+            match answer {
+                Some(answer) => shards.extend(answer.await),
+                None => continue,
+            }
+        }
+        if shards.is_empty() {
             return unknown();
-        };
+        }
+        if shards.len() < self.0.shards.len() {
+            shards.push(Health {
+                status: HealthStatus::Unhealthy,
+                local: HealthStatus::Unhealthy,
+                remote: None,
+                reasons: vec!["a shard has ended".to_owned()],
+            });
+        }
         let worst = |shards: &[Health]| {
             let rank = |status: &HealthStatus| match status {
                 HealthStatus::Unhealthy => 3,
