@@ -17,7 +17,7 @@
 //!    which the second began after the first had returned, with a change in between, are two
 //!    commits: so a payload may be one whole state before its last flushes, at most as many of
 //!    these as there were events. Never a mix of states: it is one point of its order still.
-//!    A whole file that was harmed may have held any number of commits, with nothing behind them.
+//!    A whole file that was harmed, or a checkpoint, may have held any number of commits.
 //! 5. Where the store reports lost batches in its figures, changes are missing from the middle, and
 //!    payloads may be mixed: each byte must come from some write to its offset, or be zero.
 //!
@@ -52,14 +52,14 @@ impl Injuries {
     /// Takes note of silent damage.
     pub(super) fn note(&mut self, damage: &[Damage], dir_sync_errors: u64) {
         self.fresh += damage.len();
-        self.whole_file |= dir_sync_errors > 0;
+        self.whole_file |= dir_sync_errors > 0 || damage.iter().any(|it| is_checkpoint(&it.file));
         let is_superblock = |it: &&Damage| it.file.starts_with("STORE");
         self.superblocks += damage.iter().filter(is_superblock).count();
     }
 
-    pub(super) fn note_harm(&mut self, harm: Harm) {
+    pub(super) fn note_harm(&mut self, harm: Harm, file: &str) {
         self.fresh += 1;
-        self.whole_file |= harm.is_whole_file();
+        self.whole_file |= harm.is_whole_file() || is_checkpoint(file);
     }
 
     /// How many commits may be gone from the end of the log.
@@ -81,17 +81,21 @@ impl Injuries {
     }
 }
 
-/// Harms the `nth` segment or checkpoint. False if there was none to harm.
-pub(super) fn inflict(disk: &Disk, harm: Harm, nth: u64, place: u64) -> bool {
-    let is_target = |name: &str| name.contains("/seg-") || name.contains("/checkpoint-");
+/// A checkpoint counts only whole. One that is bad is not noticed while there is a newer one, and when
+/// that is harmed, too, all that both held is gone.
+fn is_checkpoint(file: &str) -> bool {
+    file.contains("checkpoint-")
+}
+
+/// Harms the `nth` segment or checkpoint. Says which; `None` if there was none to harm.
+pub(super) fn inflict(disk: &Disk, harm: Harm, nth: u64, place: u64) -> Option<String> {
+    let is_target = |name: &str| name.contains("/seg-") || is_checkpoint(name);
     let files: Vec<(String, u64)> = disk
         .files()
         .into_iter()
         .filter(|file| is_target(&file.0) && file.1 > 0)
         .collect();
-    let Some(index) = nth.checked_rem(files.len() as u64) else {
-        return false;
-    };
+    let index = nth.checked_rem(files.len() as u64)?;
     let (name, len) = &files[index as usize];
     let page = place % len.div_ceil(PAGE);
     let zeros = |from: u64, to: u64| disk.overwrite(name, from, &vec![0; (to - from) as usize]);
@@ -110,5 +114,5 @@ pub(super) fn inflict(disk: &Disk, harm: Harm, nth: u64, place: u64) -> bool {
     };
     done.expect("the file was listed");
     crate::marks::mark("file harmed by hand");
-    true
+    Some(name.clone())
 }

@@ -288,8 +288,8 @@ impl Run {
             Step::Harm { harm, file, place } => {
                 self.store = None;
                 self.disk.power_cut();
-                if inflict(&self.disk, *harm, *file, *place) {
-                    self.injuries.note_harm(*harm);
+                if let Some(name) = inflict(&self.disk, *harm, *file, *place) {
+                    self.injuries.note_harm(*harm, &name);
                     self.shared.is_harmed.set(true);
                 }
                 self.come_back()
@@ -456,7 +456,9 @@ impl Run {
         let mut model = self.shared.model.borrow_mut();
         let mut recovered =
             |commits: usize| model.recovered(payload, commits, |state| seen.fits(state));
-        if recovered(0) {
+        // Where a part cannot be read, a state that fits the rest need not be the one that is there.
+        let sure = commits == 0 || seen.corrupt.is_empty();
+        if sure && recovered(0) {
             return true;
         }
         let older = commits > 0 && recovered(commits);
