@@ -74,8 +74,8 @@ impl<D: Driver> Recovery<'_, D> {
         Ok(candidates)
     }
 
-    /// Removes a file that another one has been preferred to. Should it look better at another time,
-    /// it must not come back.
+    /// Removes a file that another one has been preferred to. Should it look better at another
+    /// time, it must not come back.
     async fn remove_for_good(&self, file: u64, recovered: &mut Recovered) -> Result<()> {
         recovered.segments.note_file(file);
         let removed = self.driver.unlink(&self.params.path(&segment_name(file)));

@@ -25,6 +25,7 @@ mod recover;
 mod replay;
 mod signal;
 mod space;
+mod spare;
 mod tail;
 mod takeover;
 mod verify;

@@ -146,8 +146,8 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 
-    /// A payload that outranks an older one on another shard has to stay until that is gone: without
-    /// it a crash would bring the older one back.
+    /// A payload that outranks an older one on another shard has to stay until that is gone:
+    /// without it a crash would bring the older one back.
     fn check_settled(&self, id: &PayloadId) -> Result<()> {
         let Some(kind) = self.0.params.routes.unsettled(id) else {
             return Ok(());
@@ -313,8 +313,8 @@ impl<D: Driver> Shard<D> {
 
     /// Deletes a payload that another shard has a durable copy of, and points its name there. The
     /// copy stands also if the deletion has to wait for room: it outranks the old payload, so
-    /// whatever a crash finds of that is deleted then. Only the copy's own deletion has to wait until
-    /// the old one is gone for good.
+    /// whatever a crash finds of that is deleted then. Only the copy's own deletion has to wait
+    /// until the old one is gone for good.
     async fn give_away(&self, id: &PayloadId, shard: ShardId) {
         let routes = &self.0.params.routes;
         let gone = self.disown(std::slice::from_ref(id)).await;

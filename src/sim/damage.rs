@@ -30,7 +30,7 @@
 //! Deliberately not here: what silent faults do; see `io::sim::faults`.
 
 use super::plan::Harm;
-use crate::io::sim::{Damage, Disk};
+use crate::io::sim::{Damage, DamageKind, Disk};
 
 /// Bytes that a page harm takes.
 const PAGE: u64 = 4096;
@@ -52,7 +52,10 @@ impl Injuries {
     /// Takes note of silent damage.
     pub(super) fn note(&mut self, damage: &[Damage], dir_sync_errors: u64) {
         self.fresh += damage.len();
-        self.whole_file |= dir_sync_errors > 0 || damage.iter().any(|it| is_checkpoint(&it.file));
+        self.whole_file |= dir_sync_errors > 0;
+        self.whole_file |= damage
+            .iter()
+            .any(|it| is_checkpoint(&it.file) || is_lost_head(it));
         let is_superblock = |it: &&Damage| it.file.starts_with("STORE");
         self.superblocks += damage.iter().filter(is_superblock).count();
     }
@@ -81,10 +84,16 @@ impl Injuries {
     }
 }
 
-/// A checkpoint counts only whole. One that is bad is not noticed while there is a newer one, and when
-/// that is harmed, too, all that both held is gone.
+/// A checkpoint counts only whole. One that is bad is not noticed while there is a newer one, and
+/// when that is harmed, too, all that both held is gone.
 fn is_checkpoint(file: &str) -> bool {
     file.contains("checkpoint-")
+}
+
+/// A segment's head that was never written leaves the file with the head of the segment before,
+/// which hides whatever was written behind it.
+fn is_lost_head(damage: &Damage) -> bool {
+    damage.kind == DamageKind::Lost && damage.offset == 0 && damage.file.contains("/seg-")
 }
 
 /// Harms the `nth` segment or checkpoint. Says which; `None` if there was none to harm.

@@ -456,7 +456,8 @@ impl Run {
         let mut model = self.shared.model.borrow_mut();
         let mut recovered =
             |commits: usize| model.recovered(payload, commits, |state| seen.fits(state));
-        // Where a part cannot be read, a state that fits the rest need not be the one that is there.
+        // Where a part cannot be read, a state that fits the rest need not be the one that is
+        // there.
         let sure = commits == 0 || seen.corrupt.is_empty();
         if sure && recovered(0) {
             return true;
