@@ -99,11 +99,12 @@ fn fresh<D: Driver>(driver: &D, config: &Config, cores: usize) -> Superblock {
 async fn load<D: Driver>(driver: &D) -> Result<Option<(Superblock, &'static str)>> {
     let entries = retried(driver, || driver.list(""));
     let entries = entries.await.map_err(|error| refusal(error, "read"))?;
+    let is_store = entries.iter().any(|entry| entry.name.starts_with("shard-"));
     let mut newest: Option<(Superblock, &'static str)> = None;
     let mut failure = None;
     for name in NAMES {
         if entries.iter().any(|entry| entry.name == name) {
-            match read(driver, name).await {
+            match read(driver, name, is_store).await {
                 Ok(copy) => {
                     newest = newest
                         .filter(|(other, _)| other.epoch >= copy.epoch)
@@ -129,7 +130,8 @@ async fn load<D: Driver>(driver: &D) -> Result<Option<(Superblock, &'static str)
     }
 }
 
-async fn read<D: Driver>(driver: &D, name: &str) -> Result<Superblock> {
+/// Reads a copy. Where there are shards, one without the magic is damaged, not another's.
+async fn read<D: Driver>(driver: &D, name: &str, is_store: bool) -> Result<Superblock> {
     let page = retried(driver, async || {
         let file = driver.open(name, OpenMode::Existing).await?;
         file.read(0, driver.pool().take(PAGE)).await
@@ -139,7 +141,10 @@ async fn read<D: Driver>(driver: &D, name: &str) -> Result<Superblock> {
         _ if error.raw_os_error() == Some(EIO) => corrupt(name, "the superblock is unreadable"),
         _ => refusal(error, "read"),
     })?;
-    Superblock::parse(name, &page)
+    match is_store && !page.starts_with(&MAGIC) {
+        true => Err(corrupt(name, "the superblock is overwritten")),
+        false => Superblock::parse(name, &page),
+    }
 }
 
 fn corrupt(name: &str, why: &str) -> Error {

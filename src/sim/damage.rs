@@ -21,6 +21,9 @@
 //! 5. Where the store reports lost batches in its figures, changes are missing from the middle, and
 //!    payloads may be mixed: each byte must come from some write to its offset, or be zero.
 //!
+//! With several shards, a copy onto a payload of another shard ends with the deletion of the old
+//! one there. Damage that takes the copy's commit leaves neither: the payload may be gone.
+//!
 //! A file whose directory's sync failed counts as harmed: no later sync makes its name durable, and
 //! an engine that is opened anew cannot know that one has failed.
 //!

@@ -404,7 +404,9 @@ impl Run {
             }
             // What the model has forgotten may come back with a log that lost its end.
             let forgotten = crashed && self.injuries.commits() > 0 && self.anew.contains(&payload);
-            let excused = lost_batches || forgotten;
+            let moved = self.shared.settings.shards > 1 && seen.size.is_none();
+            let moved = moved && crashed && self.injuries.commits() > 0;
+            let excused = lost_batches || forgotten || moved;
             if !(excused && seen.is_of_known_bytes(&self.shared)) {
                 let id = &self.shared.ids[payload];
                 let why = seen.explain(&self.shared, &states);
