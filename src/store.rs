@@ -643,12 +643,8 @@ impl Store {
     }
 
     fn check_open(&self) -> Result<()> {
-        match self
-            .0
-            .outcomes
-            .iter()
-            .any(|outcome| outcome.get().is_some())
-        {
+        let ended = |outcome: &Outcome| outcome.get().is_some();
+        match self.0.outcomes.iter().any(ended) {
             true => Err(Error::closed()),
             false => Ok(()),
         }

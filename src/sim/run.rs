@@ -396,16 +396,15 @@ impl Run {
                 }
             };
             let seen = self.observe(when, payload, &states)?;
-            // Where changes were lost, a payload that can be read in part only may be mixed where
-            // it cannot.
+            // Where changes were lost, what cannot be read may be mixed.
             let may_be_mixed = lost_batches && !seen.corrupt.is_empty();
             if !may_be_mixed && self.fits(payload, &states, &seen, crashed) {
                 continue;
             }
             // What the model has forgotten may come back with a log that lost its end.
-            let forgotten = crashed && self.injuries.commits() > 0 && self.anew.contains(&payload);
-            let moved = self.shared.settings.shards > 1 && seen.size.is_none();
-            let moved = moved && crashed && self.injuries.commits() > 0;
+            let cut = crashed && self.injuries.commits() > 0;
+            let forgotten = cut && self.anew.contains(&payload);
+            let moved = cut && self.shared.settings.shards > 1 && seen.size.is_none();
             let excused = lost_batches || forgotten || moved;
             if !(excused && seen.is_of_known_bytes(&self.shared)) {
                 let id = &self.shared.ids[payload];
@@ -460,8 +459,7 @@ impl Run {
             |commits: usize| model.recovered(payload, commits, |state| seen.fits(state));
         // Where a part cannot be read, a state that fits the rest need not be the one that is
         // there.
-        let sure = commits == 0 || seen.corrupt.is_empty();
-        if sure && recovered(0) {
+        if (commits == 0 || seen.corrupt.is_empty()) && recovered(0) {
             return true;
         }
         let older = commits > 0 && recovered(commits);
