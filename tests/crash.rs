@@ -438,8 +438,10 @@ fn kill_rounds(rigs: &[Rig], rounds: u64, may_be_full: bool) -> u64 {
     let done: u64 = oracles.iter().map(|oracle| oracle.done).sum();
     let full = oracles.iter().map(|oracle| oracle.full).sum();
     println!("{rounds} kills, {done} operations done, {full} refused as full");
+    // On a full file system most of a round is spent waiting for room.
+    let floor = if may_be_full { 3 } else { 10 };
     assert!(
-        done > rounds * 10,
+        done > rounds * floor,
         "the children did hardly anything: {done}"
     );
     full
