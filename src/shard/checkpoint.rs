@@ -421,7 +421,7 @@ impl<D: Driver> Shard<D> {
     /// Whether there are files that nothing needs while the shard is at rest.
     fn trimming_due(&self, state: &State) -> bool {
         state.commit.at_rest
-            && !state.space.disk_full()
+            && !state.space.disk_full
             && (state.segments.files_free() > 0 || state.space.has_spare())
     }
 

@@ -158,7 +158,7 @@ impl<D: Driver> Shard<D> {
             false => 0,
         };
         let whole = state.log.segment_bytes() / PAGE as u64;
-        let pages = match state.space.disk_full() {
+        let pages = match state.space.disk_full {
             true => state.pages_in_reserve().min(open + new * whole),
             false => open + new * whole,
         };

@@ -18,7 +18,7 @@ impl<D: Driver> Shard<D> {
         let state = self.0.state.borrow();
         let held = state.segments.iter().map(|held| self.describe(held));
         let mut segments: Vec<Segment> = held.collect();
-        let spare = state.space.spare();
+        let spare = state.space.spare;
         for file in state.segments.free_files().chain(spare) {
             segments.push(Segment {
                 shard: u64::from(self.0.params.shard.0),

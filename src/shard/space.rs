@@ -117,17 +117,8 @@ impl Space {
         self.sealing.first().copied()
     }
 
-    pub(super) fn disk_full(&self) -> bool {
-        self.disk_full
-    }
-
     pub(super) fn has_spare(&self) -> bool {
         self.spare.is_some()
-    }
-
-    /// The file that the next segment will have.
-    pub(super) fn spare(&self) -> Option<u64> {
-        self.spare
     }
 
     /// The spare file, to be removed at rest.
