@@ -27,6 +27,12 @@ impl Live {
         self.segments.get(&segment).copied().unwrap_or(0)
     }
 
+    /// The newest segment that an extent refers to.
+    pub(crate) fn newest(&self) -> Option<SegmentId> {
+        let live = self.segments.iter().filter(|(_, bytes)| **bytes > 0);
+        live.map(|(segment, _)| *segment).max()
+    }
+
     /// Bytes that extents refer to in all segments.
     pub(crate) fn total(&self) -> u64 {
         self.total

@@ -182,6 +182,16 @@ impl<D: Driver> Recovery<'_, D> {
         let candidates = self.find_candidates(&entries, &mut recovered).await?;
         self.replay(candidates, &mut recovered).await?;
         recovered.map.finish_replay();
+        // A checkpoint refers to what the cleaner had moved while it was written. Should that
+        // segment be lost, its number must not be used again: others' bytes would be read in its
+        // place.
+        let end = &mut recovered.end;
+        if let Some(newest) = recovered.map.live.newest()
+            && newest > end.segment
+        {
+            mark("number of a lost segment left out");
+            (end.segment, end.pages) = (newest, 1);
+        }
         Ok(recovered)
     }
 
