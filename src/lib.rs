@@ -14,6 +14,8 @@ mod map;
 mod marks;
 mod mutation;
 mod payload_id;
+#[allow(dead_code, reason = "the uploader that uses it is on its way")]
+mod remote;
 mod residency;
 mod shard;
 #[cfg(feature = "sim")]

@@ -1,0 +1,96 @@
+//! The one door to a bucket: a flat space of named objects that are written once and never change.
+//!
+//! Rules that every remote keeps, and the conformance suite (`remote::suite`) checks:
+//! 1. `create` makes an object whole or not at all, and never replaces one: of several that race for
+//!    a name, one wins. A remote that cannot promise that must be opened with `unfenced`.
+//! 2. A failure says nothing about whether the request was applied, unless its kind does.
+//! 3. `get` gives exactly the bytes asked for, cut off at the object's end.
+//! 4. `list` gives names in byte order. It may be stale; `get` and `head` are not.
+//! 5. Names are made of `[0-9a-z-]`, at most [`NAME_MAX`] bytes.
+//!
+//! Deliberately not here: retries, deadlines, health and order (`upload`).
+
+use bytes::Bytes;
+use futures_util::future::LocalBoxFuture;
+use std::fmt;
+
+/// Longest name of an object: file systems that stand behind buckets take 255.
+pub(crate) const NAME_MAX: usize = 200;
+
+/// A request under way. It stays on the uploader's thread; dropping it gives it up.
+pub(crate) type Request<'a, T> = LocalBoxFuture<'a, Result<T, Failure>>;
+
+/// What came of a create.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Created {
+    New,
+    /// The name is taken, maybe by this very request, retried.
+    Exists,
+}
+
+/// One name of a listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    pub(crate) len: u64,
+}
+
+/// Why a request failed: what to do about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FailureKind {
+    /// There is no object of this name. The bucket is there.
+    Missing,
+    /// The server, the network or their patience gave out: try again.
+    Transient,
+    /// It will fail again: access denied, no such bucket, a request that the server does not know.
+    Refused,
+}
+
+/// A request that failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn missing() -> Failure {
+        Failure::new(FailureKind::Missing, "no such object")
+    }
+
+    pub(crate) fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
+        Failure {
+            kind,
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// A bucket.
+pub(crate) trait Remote {
+    /// Makes an object of the parts, one after the other, unless the name is taken.
+    fn create<'a>(&'a self, name: &'a str, body: Vec<Bytes>) -> Request<'a, Created>;
+
+    /// The bytes of `[offset, offset + len)`; at or past the end there are none.
+    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u64) -> Request<'a, Bytes>;
+
+    /// Length in bytes of an object.
+    fn head<'a>(&'a self, name: &'a str) -> Request<'a, u64>;
+
+    /// Up to `limit` names that begin with `prefix` and come after `after`.
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> Request<'a, Vec<Listed>>;
+
+    /// Deletes objects; missing ones are fine. The names that could not be deleted, and why.
+    fn delete<'a>(&'a self, names: &'a [String]) -> Request<'a, Vec<(String, Failure)>>;
+}
