@@ -9,9 +9,7 @@
 //! 3. Requests that are being worked on are bounded, writes and others apart; beyond that the
 //!    mailbox fills and callers wait.
 
-pub(crate) mod mailbox;
 pub(crate) mod request;
-pub(crate) mod slot;
 
 mod candidates;
 mod checkpoint;
@@ -23,7 +21,6 @@ mod meta;
 mod read;
 mod recover;
 mod replay;
-mod signal;
 mod space;
 mod spare;
 mod tail;
@@ -41,12 +38,11 @@ use crate::marks::mark;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
+use crate::sync::mailbox::{Receiver, Sender};
+use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
 use files::Files;
-use mailbox::Receiver;
-use mailbox::Sender;
 use request::{Request, Work};
-use signal::Signal;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;

@@ -11,9 +11,7 @@
 
 use super::checkpoint::{Upkeep, checkpoint_name, parse_checkpoint_name};
 use super::files::Files;
-use super::mailbox::Sender;
 use super::request::Control;
-use super::signal::Signal;
 use super::tail::Tail;
 use super::{Inner, Params, Shard, State};
 use crate::buf::AlignedBuf;
@@ -30,6 +28,8 @@ use crate::marks::mark;
 use crate::payload_id::PayloadId;
 use crate::residency::{Held, Segments};
 use crate::stats::{Latencies, Stats};
+use crate::sync::mailbox::Sender;
+use crate::sync::signal::Signal;
 use crate::types::{Generation, Lsn, NUMBER_MAX, PAGE, PAYLOAD_BYTES_MAX, SegmentId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};

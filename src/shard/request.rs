@@ -1,7 +1,6 @@
 //! What a handle asks of a shard, and the table that says which shard to ask.
 
 use super::Claim;
-use super::slot::Reply;
 use crate::chunks::Chunks;
 use crate::error::{ErrorKind, Result};
 use crate::payload_id::PayloadId;
@@ -9,6 +8,7 @@ use crate::stats::{
     Extent, Flushed, Health, LatencySnapshot, Segment, SegmentDump, Stats, VerifyReport,
 };
 use crate::sync::Mutex;
+use crate::sync::slot::Reply;
 use crate::types::{Generation, Nanos, ShardId};
 use bytes::Bytes;
 use std::collections::BTreeMap;

@@ -10,7 +10,6 @@
 //!    between the higher generation wins.
 
 use super::request::{Answer, Control, Move};
-use super::slot::slot;
 use super::space::Purpose;
 use super::{Claim, Shard};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,6 +18,7 @@ use crate::log::record::RECORD_BYTES_MAX;
 use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
+use crate::sync::slot::slot;
 use crate::types::{Generation, Lsn, PayloadNo, ShardId};
 
 /// Room for the records of any operation on one payload: a deletion, a creation, and the change.
@@ -262,7 +262,7 @@ impl<D: Driver> Shard<D> {
     async fn ask<T>(
         &self,
         shard: ShardId,
-        control: impl FnOnce(super::slot::Reply<Result<T>>) -> Control,
+        control: impl FnOnce(crate::sync::slot::Reply<Result<T>>) -> Control,
     ) -> Result<T> {
         let (reply, pending) = slot();
         let peer = &self.0.peers[usize::from(shard.0)];

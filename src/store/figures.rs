@@ -5,10 +5,10 @@
 use super::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::request::{Control, Work};
-use crate::shard::slot::slot;
 use crate::stats::{
     Health, HealthStatus, LatencySnapshot, Segment, SegmentDump, Stats, VerifyReport,
 };
+use crate::sync::slot::slot;
 
 impl Store {
     /// Reads and checks every live byte, past all caches.
