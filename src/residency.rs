@@ -11,7 +11,7 @@
 
 use crate::log::checksum::Identity;
 use crate::log::segment::SUM;
-use crate::types::{Epoch, NUMBER_MAX, SegmentId};
+use crate::types::{Epoch, Lsn, NUMBER_MAX, Nanos, SegmentId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -31,28 +31,50 @@ const STRAY_MAX: u64 = NUMBER_MAX / 2;
 pub(crate) struct Held {
     pub(crate) id: SegmentId,
     pub(crate) epoch: Epoch,
-    pub(crate) file: u64,
+    /// `None`: it is in the remote only.
+    file: Cell<Option<u64>>,
     pub(crate) identity: Identity,
+    /// Its first batch, and the one behind its last once it is sealed.
+    pub(crate) lsns: Cell<(Lsn, Lsn)>,
     /// Pages before its footer; 0 while it is open.
     pub(crate) pages: Cell<u32>,
     /// Whether its footer is durable, so that it can be read after a restart.
     pub(crate) footer_durable: Cell<bool>,
+    /// Whether the remote has it, whole.
+    pub(crate) uploaded: Cell<bool>,
+    /// When it was last read or written.
+    pub(crate) used: Cell<Nanos>,
     sums: RefCell<Option<Rc<[u32]>>>,
     checkpoints_dead: Cell<u8>,
 }
 
 impl Held {
-    pub(crate) fn new(id: SegmentId, epoch: Epoch, file: u64, identity: Identity) -> Held {
+    /// A segment whose first batch is `first`.
+    pub(crate) fn new(
+        id: SegmentId,
+        epoch: Epoch,
+        file: Option<u64>,
+        identity: Identity,
+        first: Lsn,
+    ) -> Held {
         Held {
             id,
             epoch,
-            file,
+            file: Cell::new(file),
             identity,
+            lsns: Cell::new((first, first)),
             pages: Cell::new(0),
             footer_durable: Cell::new(false),
+            uploaded: Cell::new(false),
+            used: Cell::new(Nanos(0)),
             sums: RefCell::new(None),
             checkpoints_dead: Cell::new(0),
         }
+    }
+
+    /// The file that it is in, if it is in one.
+    pub(crate) fn file(&self) -> Option<u64> {
+        self.file.get()
     }
 
     /// Whether it takes no more batches.
@@ -70,6 +92,8 @@ impl Held {
 #[derive(Default)]
 pub(crate) struct Segments {
     held: BTreeMap<SegmentId, Rc<Held>>,
+    /// How many of them are in a file.
+    local: usize,
     free: BTreeSet<u64>,
     next_file: u64,
     with_sums: VecDeque<SegmentId>,
@@ -90,9 +114,14 @@ impl Segments {
         self.held.len()
     }
 
+    /// Segments that are in a file.
+    pub(crate) fn local(&self) -> usize {
+        self.local
+    }
+
     /// Files, free ones too.
     pub(crate) fn files(&self) -> usize {
-        self.held.len() + self.free.len()
+        self.local + self.free.len()
     }
 
     pub(crate) fn files_free(&self) -> usize {
@@ -106,8 +135,11 @@ impl Segments {
 
     /// Takes a file over: it holds this segment now.
     pub(crate) fn hold(&mut self, held: Held) -> Rc<Held> {
-        self.next_file = self.next_file.max(held.file + 1);
-        self.free.remove(&held.file);
+        if let Some(file) = held.file() {
+            self.next_file = self.next_file.max(file + 1);
+            self.free.remove(&file);
+            self.local += 1;
+        }
         let held = Rc::new(held);
         let before = self.held.insert(held.id, held.clone());
         assert!(before.is_none(), "segment ids are never used twice");
@@ -116,7 +148,17 @@ impl Segments {
 
     /// A segment's file turned out to be gone, or to hold another one: it is held no longer.
     pub(crate) fn forget(&mut self, id: SegmentId) {
-        self.held.remove(&id);
+        if let Some(held) = self.held.remove(&id) {
+            self.local -= usize::from(held.file().is_some());
+        }
+    }
+
+    /// A segment is in the remote only from now on. The file that it was in is nobody's, and is
+    /// not to be used again: an older checkpoint may say that the segment is there.
+    pub(crate) fn leave_file(&mut self, held: &Held) -> Option<u64> {
+        let file = held.file.take();
+        self.local -= usize::from(file.is_some());
+        file
     }
 
     /// A file of this number exists, or has just been removed: new ones are numbered behind it.
@@ -187,7 +229,7 @@ impl Segments {
 
     /// A checkpoint that was begun when these were dead is durable: frees what may go.
     /// Returns the segments freed.
-    pub(crate) fn checkpointed(&mut self, dead: &[SegmentId]) -> usize {
+    pub(crate) fn checkpointed(&mut self, dead: &[SegmentId]) -> Vec<Rc<Held>> {
         for id in dead {
             if let Some(held) = self.held.get(id) {
                 held.checkpoints_dead
@@ -198,7 +240,7 @@ impl Segments {
     }
 
     /// Frees the files of segments that are dead for long enough and read by nobody.
-    pub(crate) fn free_dead(&mut self) -> usize {
+    pub(crate) fn free_dead(&mut self) -> Vec<Rc<Held>> {
         let gone: Vec<SegmentId> = self
             .held
             .values()
@@ -206,14 +248,19 @@ impl Segments {
             .filter(|held| held.footer_durable.get() && Rc::strong_count(held) == 1)
             .map(|held| held.id)
             .collect();
+        let mut freed = Vec::new();
         for id in &gone {
             let held = self.held.remove(id).expect("it was just listed");
             if let Some(sums) = held.sums.take() {
                 self.sums_bytes -= sums.len() * SUM;
             }
-            self.free.insert(held.file);
+            if let Some(file) = held.file() {
+                self.local -= 1;
+                self.free.insert(file);
+            }
+            freed.push(held);
         }
         self.with_sums.retain(|id| !gone.contains(id));
-        gone.len()
+        freed
     }
 }

@@ -109,6 +109,12 @@ pub struct Stats {
     pub extents: u64,
     /// Memory of the map, estimated from its nodes.
     pub map_bytes: u64,
+    /// Segments whose local files were given up since the store was opened.
+    pub evicted_segments: u64,
+    /// Bytes fetched from the remote since the store was opened.
+    pub remote_read_bytes: u64,
+    /// Bad bytes that were written anew from the remote since the store was opened.
+    pub bytes_repaired: u64,
     /// Pages that failed their checksum.
     pub checksum_failures: u64,
     /// Batches whose records could not be read at recovery.
@@ -173,7 +179,7 @@ counts! {
     total_size available_size average_size shards live_bytes segments segments_free written_bytes
     read_bytes device_written_bytes device_read_bytes batches device_syncs cleaned_bytes
     cleaning_read_bytes cleaned_segments checkpoints checkpoints_running checkpoint_bytes extents
-    map_bytes checksum_failures batches_lost stalled_writers shard_stalls shards_poisoned
+    map_bytes checksum_failures batches_lost stalled_writers shard_stalls shards_poisoned evicted_segments remote_read_bytes bytes_repaired
 }
 
 /// How well the store can do its work.

@@ -6,6 +6,7 @@
 //! 3. No lock is held across an await, and no memory of the caller is ever handed to the kernel.
 
 mod figures;
+mod remote;
 
 use crate::RetentionPolicy;
 use crate::chunks::Chunks;
@@ -23,6 +24,7 @@ use crate::sync::Mutex;
 use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::slot::{Pending, Reply, slot};
 use crate::types::{PAYLOAD_BYTES_MAX, ShardId};
+use crate::upload::Client;
 use crate::world::{Machine, Resident, World};
 use bytes::{Buf, Bytes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,9 +89,6 @@ impl Store {
     /// Dropped, the store is as after a crash: whatever was durable still is.
     pub async fn open(config: Config) -> Result<Store> {
         config.check()?;
-        if config.remote.is_some() {
-            return Err(no_remote_yet());
-        }
         let machine = Machine::take(&config)?;
         Store::open_in(&machine, config, Machine::cores()).await
     }
@@ -101,12 +100,8 @@ impl Store {
     /// `InvalidInput` without a remote.
     pub async fn rebuild(config: Config) -> Result<Store> {
         config.check()?;
-        match config.remote {
-            Some(_) => Err(no_remote_yet()),
-            None => Err(Error::invalid(
-                "a rebuild needs a remote: set Config::remote",
-            )),
-        }
+        let machine = Machine::take(&config)?;
+        Store::rebuild_in(&machine, config, Machine::cores()).await
     }
 
     pub(crate) async fn open_in<W: World>(
@@ -127,7 +122,8 @@ impl Store {
         let superblock = superblock?;
         config.segment_bytes = superblock.segment_bytes;
         config.shards = Some(superblock.shards as usize);
-        let (store, ready) = Store::start(world, config, &superblock)?;
+        let remote = remote::start(world, &config, &superblock)?;
+        let (store, ready) = Store::start(world, config, &superblock, remote)?;
         let mut claims = Vec::new();
         for pending in ready {
             claims.push(pending.await.unwrap_or_else(|| Err(gone())));
@@ -148,7 +144,9 @@ impl Store {
         world: &W,
         config: Config,
         superblock: &Superblock,
+        remote: Option<(Client, Resident)>,
     ) -> Result<(Opening, Vec<Ready>)> {
+        let (client, uploader) = remote.unzip();
         let count = superblock.shards as usize;
         let files_open_max = world.files_open_max(count)?;
         let routes = Arc::new(Routes::new(count));
@@ -173,6 +171,7 @@ impl Store {
                 epoch: superblock.epoch,
                 config: config.clone(),
                 routes: routes.clone(),
+                remote: client.clone(),
                 files_open_max,
             };
             let (reply, pending) = slot();
@@ -188,6 +187,8 @@ impl Store {
             residents.push(world.start(shard, &config, life)?);
             ready.push(pending);
         }
+        // It ends when the shards have, and is joined behind them.
+        residents.extend(uploader);
         let shared = Shared {
             config,
             clock: world.clock(),
@@ -473,19 +474,29 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` without a remote.
-    pub async fn wait_remote(&self, _id: &PayloadId) -> Result<()> {
+    /// `InvalidInput` without a remote, `NotFound`, `Unavailable` while the remote is away (uploads
+    /// go on when it is back), `Poisoned` when another engine has taken the remote.
+    pub async fn wait_remote(&self, id: &PayloadId) -> Result<()> {
         self.check_open()?;
-        Err(needs_remote("waiting for the remote"))
+        self.check_remote("waiting for the remote")?;
+        self.ask(id, |reply| Work::WaitRemote {
+            id: id.clone(),
+            reply,
+        })
+        .await
     }
 
-    /// Waits until everything that was flushed is durable in the remote; nothing to do without one.
+    /// Waits until everything that was done before is durable in the remote; nothing to do without
+    /// one.
     ///
     /// # Errors
     ///
-    /// `Closed`.
+    /// As [`Store::wait_remote`]; what can be uploaded is, whatever fails.
     pub async fn drain_uploads(&self) -> Result<()> {
-        self.check_open()
+        match self.has_remote() {
+            true => self.ask_all(Work::Drain).await.map(|_| ()),
+            false => self.check_open(),
+        }
     }
 
     /// Size in bytes, holes included.
@@ -550,10 +561,16 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` without a remote.
-    pub async fn evict(&self, _id: &PayloadId) -> Result<u64> {
+    /// `InvalidInput` without a remote, `NotFound`, `Unavailable` while the remote is away or
+    /// eviction is disabled.
+    pub async fn evict(&self, id: &PayloadId) -> Result<u64> {
         self.check_open()?;
-        Err(needs_remote("evicting"))
+        self.check_remote("evicting")?;
+        self.ask(id, |reply| Work::Evict {
+            id: id.clone(),
+            reply,
+        })
+        .await
     }
 
     /// Drops everything from the read buffer. Returns the entries dropped.
@@ -575,11 +592,21 @@ impl Store {
     pub async fn set_retention(
         &self,
         id: Option<&PayloadId>,
-        _policy: RetentionPolicy,
+        policy: RetentionPolicy,
     ) -> Result<()> {
         match id {
-            Some(id) => self.size(id).await.map(|_| ()),
-            None => self.check_open(),
+            Some(id) => {
+                let work = |reply| Work::SetRetention {
+                    id: id.clone(),
+                    policy,
+                    reply,
+                };
+                self.ask(id, work).await
+            }
+            None => {
+                let work = |reply| Work::SetDefaultRetention { policy, reply };
+                self.ask_all(work).await.map(|_| ())
+            }
         }
     }
 
@@ -588,8 +615,9 @@ impl Store {
     /// # Errors
     ///
     /// `Closed`.
-    pub async fn set_eviction_enabled(&self, _enabled: bool) -> Result<()> {
-        self.check_open()
+    pub async fn set_eviction_enabled(&self, enabled: bool) -> Result<()> {
+        let work = |reply| Work::SetEviction { enabled, reply };
+        self.ask_all(work).await.map(|_| ())
     }
 
     /// Whether the store has a remote tier.
@@ -640,6 +668,13 @@ impl Store {
             answers.push(answer.await.unwrap_or_else(|| Err(Error::closed())));
         }
         answers.into_iter().collect()
+    }
+
+    fn check_remote(&self, what: &str) -> Result<()> {
+        match self.has_remote() {
+            true => Ok(()),
+            false => Err(needs_remote(what)),
+        }
     }
 
     fn check_open(&self) -> Result<()> {
@@ -802,8 +837,4 @@ fn gone() -> Error {
 
 fn needs_remote(what: &str) -> Error {
     Error::invalid(format!("{what} needs a remote: set Config::remote"))
-}
-
-fn no_remote_yet() -> Error {
-    Error::invalid("this version has no remote tier: leave Config::remote unset")
 }

@@ -16,6 +16,7 @@ use crate::io::retry::retried;
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checksum::{StoreId, crc32c};
 use crate::log::segment::FORMAT_VERSION;
+use crate::types::NodeId;
 use crate::types::{Epoch, NUMBER_MAX, PAGE, SEGMENT_BYTES_MAX};
 use bytes::Bytes;
 use nix::libc::EIO;
@@ -34,10 +35,15 @@ const TEMPORARY: &str = "STORE.new";
 /// Name of the file that is locked while an engine uses the directory.
 const LOCK: &str = "LOCK";
 
+/// Says that the directory is being restored from the remote, and not a store yet.
+pub(crate) const RESTORE: &str = "RESTORE";
+
 /// What a store is made with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Superblock {
     pub(crate) store: StoreId,
+    /// Random, made with the directory: tells it from another that was rebuilt from the remote.
+    pub(crate) node: NodeId,
     pub(crate) epoch: Epoch,
     pub(crate) shards: u32,
     pub(crate) segment_bytes: u64,
@@ -54,6 +60,7 @@ struct Raw {
     segment_bytes: U64,
     shards: U32,
     reserved: U32,
+    node: NodeId,
 }
 
 /// Opens the store in the driver's directory, or makes one there, and begins a new epoch.
@@ -82,13 +89,20 @@ pub(crate) async fn begin_epoch<D: Driver>(
     Ok(superblock)
 }
 
+/// Sixteen random bytes.
+pub(crate) fn random_id<D: Driver>(driver: &D) -> [u8; 16] {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&driver.random().to_le_bytes());
+    id[8..].copy_from_slice(&driver.random().to_le_bytes());
+    id
+}
+
 fn fresh<D: Driver>(driver: &D, config: &Config, cores: usize) -> Superblock {
-    let mut store = [0; 16];
-    store[..8].copy_from_slice(&driver.random().to_le_bytes());
-    store[8..].copy_from_slice(&driver.random().to_le_bytes());
+    let store = random_id(driver);
     let shards = config.shards.unwrap_or(cores).max(1) as u32;
     Superblock {
         store,
+        node: random_id(driver),
         epoch: Epoch(0),
         shards,
         segment_bytes: config.segment_bytes,
@@ -113,6 +127,11 @@ async fn load<D: Driver>(driver: &D) -> Result<Option<(Superblock, &'static str)
                 Err(error) => failure = Some(error),
             }
         }
+    }
+    if entries.iter().any(|entry| entry.name == RESTORE) {
+        return Err(Error::invalid(
+            "the directory was not restored to its end, rebuild it from the remote again",
+        ));
     }
     if newest.is_some() {
         return Ok(newest);
@@ -175,6 +194,7 @@ impl Superblock {
         }
         let superblock = Superblock {
             store: raw.store,
+            node: raw.node,
             epoch: Epoch(raw.epoch.get()),
             shards: raw.shards.get(),
             segment_bytes: raw.segment_bytes.get(),
@@ -202,11 +222,19 @@ impl Superblock {
             segment_bytes: self.segment_bytes.into(),
             shards: self.shards.into(),
             reserved: 0.into(),
+            node: self.node,
         };
         raw.sum = crc32c(raw.as_bytes()).into();
         page.fill(0);
         page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
     }
+}
+
+/// Makes a directory the store that a superblock describes, which was not opened here yet.
+pub(crate) async fn make<D: Driver>(driver: &D, superblock: &Superblock) -> Result<()> {
+    write(driver, superblock, NAMES[1])
+        .await
+        .map_err(|error| refusal(error, "written"))
 }
 
 /// Writes both copies, the good one last.

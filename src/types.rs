@@ -45,6 +45,9 @@ pub(crate) const fn page_floor(bytes: usize) -> usize {
     bytes / PAGE * PAGE
 }
 
+/// Who keeps a store's local tier: random, made with its directory.
+pub(crate) type NodeId = [u8; 16];
+
 /// Number of a shard within its store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct ShardId(pub(crate) u16);

@@ -1,11 +1,13 @@
 //! Where a store lives: on this machine, or in the simulator. It starts shards and tells the time.
 
-use crate::config::Config;
+use crate::config::{Config, RemoteConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::clock::Clock;
 use crate::io::launch::{Launch, ShardMain, ShardThread, launch};
 use crate::io::lock::DirLock;
 use crate::types::ShardId;
+use crate::upload::thread::UploaderThread;
+use crate::upload::{self, Uploader};
 use nix::sys::resource::{Resource, getrlimit};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
@@ -37,11 +39,15 @@ pub(crate) trait World {
 
     /// Starts a shard, or what runs before the shards.
     fn start<M: ShardMain>(&self, shard: ShardId, config: &Config, main: M) -> Result<Resident>;
+
+    /// Starts the uploader of a store that has a remote.
+    fn start_uploader(&self, config: &RemoteConfig, uploader: Uploader) -> Result<Resident>;
 }
 
 /// Something that was started; joined when the store is closed.
 pub(crate) enum Resident {
     Thread(ShardThread),
+    Uploader(UploaderThread),
     /// It lives in the simulator, which ends it.
     #[cfg(feature = "sim")]
     Simulated,
@@ -52,6 +58,7 @@ impl Resident {
     pub(crate) fn join(self) -> Result<()> {
         match self {
             Resident::Thread(thread) => thread.join(),
+            Resident::Uploader(thread) => thread.join(),
             #[cfg(feature = "sim")]
             Resident::Simulated => Ok(()),
         }
@@ -116,6 +123,10 @@ impl World for Machine {
             lock: Some(self.lock.clone()),
         };
         launch(options, main).map(Resident::Thread)
+    }
+
+    fn start_uploader(&self, config: &RemoteConfig, uploader: Uploader) -> Result<Resident> {
+        upload::thread::start(config.clone(), uploader).map(Resident::Uploader)
     }
 }
 

@@ -13,7 +13,9 @@ use super::checksum::{Identity, StoreId};
 use super::record::Malformed;
 use super::segment::FORMAT_VERSION;
 use crate::payload_id::PayloadId;
-use crate::types::{Epoch, Generation, Location, PAGE, PayloadNo, SegmentId, ShardId, page_ceil};
+use crate::types::{
+    Epoch, Generation, Location, Lsn, PAGE, PayloadNo, SegmentId, ShardId, page_ceil,
+};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -27,6 +29,9 @@ const CHECKPOINT_EPOCH: Epoch = Epoch(u64::MAX);
 
 /// No tree: the root of a payload without extents.
 const NO_ROOT: u32 = u32::MAX;
+
+/// No file: the segment is in the remote only.
+const NO_FILE: u64 = u64::MAX;
 
 /// One thing that a checkpoint says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,12 +62,15 @@ pub(crate) enum Item {
         extents: Option<u32>,
         zeroed: Option<u32>,
     },
-    /// A sealed segment: the file that holds it, and where its footer begins.
+    /// A sealed segment: the file that holds it, if there is one, where its footer begins, its
+    /// first batch and the one behind its last, and whether the remote has it.
     Segment {
         segment: SegmentId,
         epoch: Epoch,
-        file: u64,
+        file: Option<u64>,
         pages: u32,
+        lsns: (Lsn, Lsn),
+        uploaded: bool,
     },
 }
 
@@ -266,11 +274,15 @@ fn encode(item: &Item, out: &mut Vec<u8>) {
             epoch,
             file,
             pages,
+            lsns: (first, next),
+            uploaded,
         } => {
             halves(&[SEGMENT, *pages]);
-            [segment.0, epoch.0, *file]
+            let file = file.unwrap_or(NO_FILE);
+            [segment.0, epoch.0, file, first.0, next.0]
                 .iter()
                 .for_each(|value| halves(&split(*value)));
+            halves(&[u32::from(*uploaded), 0]);
         }
     }
 }
@@ -326,7 +338,13 @@ fn decode(rest: &mut Rest<'_>) -> Result<Item, Malformed> {
         SEGMENT => Item::Segment {
             segment: SegmentId(rest.word()?),
             epoch: Epoch(rest.word()?),
-            file: rest.word()?,
+            file: Some(rest.word()?).filter(|file| *file != NO_FILE),
+            lsns: (Lsn(rest.word()?), Lsn(rest.word()?)),
+            uploaded: {
+                let flags = rest.half()?;
+                rest.half()?;
+                flags != 0
+            },
             pages: count,
         },
         _ => return Err(Malformed("a checkpoint holds an item of unknown kind")),

@@ -10,9 +10,14 @@
 //!
 //! Deliberately not here: retries, deadlines, health and order (`upload`).
 
+pub(crate) mod memory;
+
+use crate::config::RemoteConfig;
+use crate::error::Error;
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use std::fmt;
+use std::rc::Rc;
 
 /// Longest name of an object: file systems that stand behind buckets take 255.
 pub(crate) const NAME_MAX: usize = 200;
@@ -93,4 +98,12 @@ pub(crate) trait Remote {
 
     /// Deletes objects; missing ones are fine. The names that could not be deleted, and why.
     fn delete<'a>(&'a self, names: &'a [String]) -> Request<'a, Vec<(String, Failure)>>;
+}
+
+/// The bucket that a configuration names.
+pub(crate) async fn connect(config: &RemoteConfig) -> Result<Rc<dyn Remote>, Error> {
+    match config {
+        RemoteConfig::Memory(name) => Ok(Rc::new(memory::Memory::named(name))),
+        _ => Err(Error::invalid("this remote is not there yet")),
+    }
 }

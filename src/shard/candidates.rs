@@ -16,8 +16,10 @@ use crate::error::Result;
 use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
 use crate::log::segment::{BatchHead, SegmentHead};
 use crate::marks::mark;
+use crate::residency::Held;
 use crate::types::{Lsn, PAGE, SegmentId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// A segment file that may hold a part of the tail.
 pub(super) struct Candidate {
@@ -27,6 +29,24 @@ pub(super) struct Candidate {
     pub(super) footer_page: Option<u32>,
     /// The head was bad; what stands here was learnt from the batches.
     pub(super) damaged: bool,
+}
+
+/// Segments that the remote has, and whose files are gone: they were evicted after the checkpoint.
+fn leave_missing(entries: &[DirEntry], recovered: &mut Recovered) {
+    let files: BTreeSet<u64> = entries
+        .iter()
+        .filter_map(|entry| parse_segment_name(&entry.name))
+        .collect();
+    let segments = &mut recovered.segments;
+    let gone = |held: &&Rc<Held>| {
+        let there = held.file().is_none_or(|file| files.contains(&file));
+        held.uploaded.get() && !there
+    };
+    let gone: Vec<Rc<Held>> = segments.iter().filter(gone).cloned().collect();
+    for held in gone {
+        mark("evicted after the checkpoint");
+        segments.leave_file(&held);
+    }
 }
 
 /// Segments by number.
@@ -40,7 +60,12 @@ impl<D: Driver> Recovery<'_, D> {
         recovered: &mut Recovered,
     ) -> Result<Candidates> {
         self.forget_reused(recovered).await?;
-        let known: BTreeSet<u64> = recovered.segments.iter().map(|held| held.file).collect();
+        leave_missing(entries, recovered);
+        let known: BTreeSet<u64> = recovered
+            .segments
+            .iter()
+            .filter_map(|held| held.file())
+            .collect();
         let mut candidates: Candidates = BTreeMap::new();
         for entry in entries {
             let Some(file) = parse_segment_name(&entry.name) else {
@@ -129,7 +154,9 @@ impl<D: Driver> Recovery<'_, D> {
             .segments
             .iter()
             .filter(|held| live.bytes(held.id) == 0);
-        let dead: Vec<_> = dead.map(|held| (held.id, held.epoch, held.file)).collect();
+        let dead: Vec<_> = dead
+            .filter_map(|held| Some((held.id, held.epoch, held.file()?)))
+            .collect();
         for (segment, epoch, file) in dead {
             let found = self.identify(file).await?;
             let same = found.is_some_and(|Candidate { head, .. }| {

@@ -18,6 +18,7 @@ use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
 use crate::marks::{mark, planted};
 use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
+use crate::upload::manifest::segment_name;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
@@ -33,8 +34,8 @@ const CHECKPOINTS_KEPT: usize = 2;
 /// What upkeep knows.
 #[derive(Default)]
 pub(super) struct Upkeep {
-    /// The newest checkpoints, oldest first: number and bytes.
-    kept: VecDeque<(u64, u64)>,
+    /// The newest checkpoints, oldest first.
+    kept: VecDeque<Kept>,
     next_sequence: u64,
     /// Bytes written to the log when the last checkpoint was begun.
     logged_then: u64,
@@ -52,6 +53,17 @@ pub(super) struct Upkeep {
     pub(super) unmovable: BTreeSet<SegmentId>,
 }
 
+/// A checkpoint that is kept.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) sequence: u64,
+    pub(super) bytes: u64,
+    /// Where replay goes on behind it.
+    pub(super) next: Lsn,
+    /// It lists every segment before this one.
+    pub(super) covers: SegmentId,
+}
+
 /// Name of a checkpoint's file.
 pub(super) fn checkpoint_name(sequence: u64) -> String {
     format!("checkpoint-{sequence:016x}")
@@ -65,17 +77,46 @@ pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
 }
 
 impl Upkeep {
-    /// As found at opening: checkpoints by number with their bytes, and what the newest good one
-    /// covers.
-    pub(super) fn found(mut kept: Vec<(u64, u64)>, covered: Option<Lsn>) -> Upkeep {
-        kept.sort_unstable();
-        let next_sequence = kept.last().map_or(1, |(sequence, _)| sequence + 1);
+    /// As found at opening: checkpoints by number with their bytes, what the newest good one
+    /// covers, and the segment from which on it lists none.
+    pub(super) fn found(
+        mut found: Vec<(u64, u64)>,
+        newest: Option<(Lsn, SegmentId)>,
+        is_last: bool,
+    ) -> Upkeep {
+        found.sort_unstable();
+        let next_sequence = found.last().map_or(1, |(sequence, _)| sequence + 1);
+        let mut kept: VecDeque<Kept> = found
+            .into_iter()
+            .map(|(sequence, bytes)| Kept {
+                sequence,
+                bytes,
+                next: Lsn(1),
+                covers: SegmentId(0),
+            })
+            .collect();
+        if let (Some((next, covers)), Some(last)) = (newest, kept.back_mut()) {
+            (last.next, last.covers) = (next, covers);
+        }
         Upkeep {
-            kept: kept.into(),
+            kept,
             next_sequence,
-            covered,
+            covered: newest.filter(|_| is_last).map(|(next, _)| next),
             ..Upkeep::default()
         }
+    }
+
+    /// The newest checkpoint.
+    pub(super) fn newest(&self) -> Option<Kept> {
+        self.kept.back().copied()
+    }
+
+    /// All checkpoints list every segment before this one, and there are as many as there should
+    /// be.
+    pub(super) fn covered_by_all(&self) -> SegmentId {
+        let enough = self.kept.len() >= CHECKPOINTS_KEPT;
+        let least = self.kept.iter().map(|kept| kept.covers).min();
+        least.filter(|_| enough).unwrap_or(SegmentId(0))
     }
 
     /// Whether one is being written, which holds on to what it found.
@@ -85,13 +126,13 @@ impl Upkeep {
 
     /// Bytes of the files of all checkpoints that are kept.
     pub(super) fn checkpoint_bytes(&self) -> u64 {
-        self.kept.iter().map(|(_, bytes)| bytes).sum()
+        self.kept.iter().map(|kept| kept.bytes).sum()
     }
 }
 
 impl State {
     pub(super) fn last_checkpoint_bytes(&self) -> u64 {
-        self.upkeep.kept.back().map_or(0, |(_, bytes)| *bytes)
+        self.upkeep.kept.back().map_or(0, |kept| kept.bytes)
     }
 
     /// Whether enough has been logged to pay for a checkpoint.
@@ -142,6 +183,7 @@ impl<D: Driver> Shard<D> {
     fn upkeep_due(&self, state: &State) -> bool {
         state.checkpoint_due()
             || state.freeing_due()
+            || self.evicting_due(state)
             || self.cleaning_due(state)
             || self.trimming_due(state)
     }
@@ -156,6 +198,13 @@ impl<D: Driver> Shard<D> {
         if checkpointing {
             self.checkpoint().await?;
         }
+        let evicting = {
+            let state = self.0.state.borrow();
+            self.evicting_due(&state)
+        };
+        if evicting {
+            self.evict_coldest().await?;
+        }
         let cleaning = {
             let state = self.0.state.borrow();
             !state.freeing_due() && self.cleaning_due(&state)
@@ -167,8 +216,17 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 
-    /// Writes a checkpoint and makes it the newest.
+    /// Writes a checkpoint and makes it the newest, if there is anything new.
     pub(super) async fn checkpoint(&self) -> Result<()> {
+        self.checkpoint_if(false).await
+    }
+
+    /// Writes a checkpoint also when the last one says the same.
+    pub(super) async fn checkpoint_anyway(&self) -> Result<()> {
+        self.checkpoint_if(true).await
+    }
+
+    async fn checkpoint_if(&self, anyway: bool) -> Result<()> {
         let _turn = self.checkpoint_turn().await;
         self.check_poison()?;
         let unchanged = {
@@ -176,7 +234,7 @@ impl<D: Driver> Shard<D> {
             let state = &mut *state;
             let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
             let unchanged = !state.changed_since_checkpoint();
-            if unchanged && dead.is_empty() {
+            if unchanged && dead.is_empty() && !anyway {
                 return Ok(());
             }
             unchanged
@@ -199,8 +257,13 @@ impl<D: Driver> Shard<D> {
                 .for_each(|(_, payload)| state.map.release(payload));
         }
         let (sequence, bytes) = result?;
-        self.finish_checkpoint(sequence, bytes, begun.end.next_lsn, &begun.dead)
-            .await;
+        let kept = Kept {
+            sequence,
+            bytes,
+            next: begun.end.next_lsn,
+            covers: begun.covers,
+        };
+        self.finish_checkpoint(kept, &begun.dead).await;
         Ok(())
     }
 
@@ -226,14 +289,14 @@ impl<D: Driver> Shard<D> {
     /// Gives a full file system room for a checkpoint: the older one of two goes, which is for the
     /// case that the newer is damaged, or else a free file. False if there is neither.
     async fn make_room_for_checkpoint(&self) -> bool {
-        let (checkpoint, file) = {
+        let (checkpoint, file): (Option<Kept>, _) = {
             let mut state = self.state();
             match state.upkeep.kept.len() > 1 {
                 true => (state.upkeep.kept.pop_front(), None),
                 false => (None, state.segments.take_free()),
             }
         };
-        if let Some((sequence, _)) = checkpoint {
+        if let Some(Kept { sequence, .. }) = checkpoint {
             mark("older checkpoint given up for a checkpoint");
             let path = self.0.params.path(&checkpoint_name(sequence));
             return self.0.driver.unlink(&path).await.is_ok();
@@ -252,8 +315,10 @@ impl<D: Driver> Shard<D> {
         let item = |held: &std::rc::Rc<crate::residency::Held>| Item::Segment {
             segment: held.id,
             epoch: held.epoch,
-            file: held.file,
+            file: held.file(),
             pages: held.pages.get(),
+            lsns: held.lsns.get(),
+            uploaded: held.uploaded.get(),
         };
         let sealed = state.segments.iter().filter(|held| held.is_sealed());
         let mut head = vec![Item::Start {
@@ -270,8 +335,14 @@ impl<D: Driver> Shard<D> {
             state.segments.checkpointed(&dead);
             state.segments.checkpointed(&dead);
         }
+        // The open segment is not in the list, nor is what was begun later.
+        let covers = match state.log.open_segment() {
+            Some(open) => open,
+            None => end.segment.next(),
+        };
         Begun {
             end,
+            covers,
             head,
             payloads: state.map.snapshot(),
             dead,
@@ -307,7 +378,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Waits until every segment that was sealed, up to `last`, can be read after a restart.
-    async fn footers_durable(&self, last: SegmentId) -> Result<()> {
+    pub(super) async fn footers_durable(&self, last: SegmentId) -> Result<()> {
         self.0
             .room
             .until(|| {
@@ -385,27 +456,35 @@ impl<D: Driver> Shard<D> {
     }
 
     /// The checkpoint is durable: older ones go, and what only they needed.
-    async fn finish_checkpoint(&self, sequence: u64, bytes: u64, next: Lsn, dead: &[SegmentId]) {
+    async fn finish_checkpoint(&self, kept: Kept, dead: &[SegmentId]) {
         mark("checkpoint");
         let old: Vec<u64> = {
             let mut state = self.state();
             let state = &mut *state;
             state.stats.checkpoints += 1;
-            state.upkeep.covered = Some(next);
-            state.upkeep.kept.push_back((sequence, bytes));
+            state.upkeep.covered = Some(kept.next);
+            state.upkeep.kept.push_back(kept);
             let surplus = state.upkeep.kept.len().saturating_sub(CHECKPOINTS_KEPT);
             let freed = state.segments.checkpointed(dead);
-            if freed > 0 {
+            if !freed.is_empty() {
                 state.space.note_progress();
             }
-            state.stats.cleaned_segments += freed as u64;
+            state.stats.cleaned_segments += freed.len() as u64;
+            if let Some(tier) = &mut state.tier {
+                for held in freed.iter().filter(|held| held.uploaded.get()) {
+                    let name = segment_name(self.0.params.shard, held.id, held.epoch);
+                    tier.note_freed(name, kept.sequence);
+                }
+            }
             state
                 .upkeep
                 .kept
                 .drain(..surplus)
-                .map(|(sequence, _)| sequence)
+                .map(|kept| kept.sequence)
                 .collect()
         };
+        self.collect_garbage();
+        self.0.tier_changed.notify();
         for sequence in old {
             // One that stays behind costs space until the next opening, nothing else.
             let _ = self
@@ -462,6 +541,7 @@ impl<D: Driver> Drop for Turn<D> {
 /// What a checkpoint holds, as it was when it was begun.
 struct Begun {
     end: LogEnd,
+    covers: SegmentId,
     /// Where replay goes on, and the sealed segments.
     head: Vec<Item>,
     payloads: Vec<(PayloadNo, Payload)>,

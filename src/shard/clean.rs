@@ -110,7 +110,7 @@ impl<D: Driver> Shard<D> {
     /// Whether writers wait for what cleaning frees, or soon will.
     fn is_urgent(&self, state: &State) -> bool {
         state.space.wants_file()
-            || state.segments.len() + SEGMENTS_LOW > self.segments_max(state, Purpose::Data)
+            || state.segments.local() + SEGMENTS_LOW > self.segments_max(state, Purpose::Data)
     }
 
     /// Moves what is live in the segments that are most worth it.
@@ -149,7 +149,7 @@ impl<D: Driver> Shard<D> {
     /// Pages that the cleaner can fill for certain before anything is freed, at most
     /// `MOVED_SEGMENTS_MAX` segments' worth.
     fn pages_to_fill(&self, state: &State) -> u64 {
-        let held = state.segments.len();
+        let held = state.segments.local();
         let most = self.segments_max(state, Purpose::Clean);
         let new = (most.saturating_sub(held) as u64).min(MOVED_SEGMENTS_MAX);
         // What is left of the open segment counts only if nobody else fills it meanwhile.

@@ -132,6 +132,17 @@ type Job = (u32, Bytes, Lsn);
 impl<D: Driver> Shard<D> {
     /// Waits until every operation on the payload that was applied before is durable.
     pub(super) async fn flush(&self, id: &PayloadId) -> Result<Flushed> {
+        let lsn = self.flush_changes(id).await?;
+        let state = self.0.state.borrow();
+        let tier = state.tier.as_ref();
+        Ok(Flushed {
+            finalized: tier.is_some_and(|tier| tier.published_next() > lsn),
+            lsn: state.tail.durable().max(lsn).0,
+        })
+    }
+
+    /// The same; says in which batch the last of those operations is.
+    pub(super) async fn flush_changes(&self, id: &PayloadId) -> Result<Lsn> {
         let changed = self
             .0
             .state
@@ -141,11 +152,7 @@ impl<D: Driver> Shard<D> {
             .map(|payload| payload.changed);
         let lsn = changed.ok_or_else(Error::not_found)?;
         self.durable(lsn).await?;
-        let durable = self.0.state.borrow().tail.durable();
-        Ok(Flushed {
-            finalized: false,
-            lsn: durable.max(lsn).0,
-        })
+        Ok(lsn)
     }
 
     /// Waits until everything that was applied before is durable.
@@ -231,7 +238,7 @@ impl<D: Driver> Shard<D> {
             Durability::Visible
         };
         let offset = u64::from(page) * PAGE as u64;
-        let result = match self.0.files.open(held.file).await {
+        let result = match self.0.files.open_segment(&held).await {
             Ok(file) => file.write(offset, bytes, durability).await,
             Err(error) => Err(error),
         };
@@ -275,7 +282,7 @@ impl<D: Driver> Shard<D> {
 
     async fn sync_files(&self, held: &[Rc<Held>]) -> std::io::Result<()> {
         for held in held {
-            let file = self.0.files.open(held.file).await?;
+            let file = self.0.files.open_segment(held).await?;
             let result = file.sync().await;
             if result.is_err() && planted("believe_retried_sync") {
                 return file.sync().await;

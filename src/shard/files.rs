@@ -10,6 +10,7 @@ use super::Params;
 use crate::io::retry::is_exhausted;
 use crate::io::{Driver, OpenMode};
 use crate::marks::mark;
+use crate::residency::Held;
 use crate::types::NUMBER_MAX;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -85,6 +86,14 @@ impl<D: Driver> Files<D> {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// A handle of the file that a segment is in.
+    pub(super) async fn open_segment(&self, held: &Held) -> io::Result<D::File> {
+        match held.file() {
+            Some(file) => self.open(file).await,
+            None => Err(io::ErrorKind::NotFound.into()),
         }
     }
 

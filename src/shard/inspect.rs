@@ -42,7 +42,9 @@ impl<D: Driver> Shard<D> {
         Segment {
             shard: u64::from(self.0.params.shard.0),
             number: Some(held.id.0),
-            file: self.0.params.path(&segment_name(held.file)),
+            file: held.file().map_or(String::new(), |file| {
+                self.0.params.path(&segment_name(file))
+            }),
             epoch: held.epoch.0,
             state: kind,
             pages: u64::from(pages),

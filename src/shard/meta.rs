@@ -13,6 +13,21 @@ use crate::types::{Location, PAYLOAD_BYTES_MAX, PayloadNo};
 /// Payloads that are counted for `stats` between two looks at other work.
 const PAYLOADS_PER_STEP: usize = 256;
 
+/// Blocks that extents touch, each counted once; extents come in order.
+#[derive(Default)]
+struct Blocks {
+    count: u64,
+    last: Option<u64>,
+}
+
+impl Blocks {
+    fn add(&mut self, blocks: &std::ops::RangeInclusive<u64>) {
+        let (first, end) = (*blocks.start(), *blocks.end());
+        self.count += end - first + u64::from(self.last != Some(first));
+        self.last = Some(end);
+    }
+}
+
 impl<D: Driver> Shard<D> {
     pub(super) fn size(&self, id: &PayloadId) -> Result<u64> {
         let state = self.0.state.borrow();
@@ -59,8 +74,12 @@ impl<D: Driver> Shard<D> {
     }
 
     fn kind_of(&self, at: Location, state: &super::State) -> ExtentKind {
-        match state.first_dirty().is_some_and(|first| at >= first) {
-            true => ExtentKind::Dirty,
+        if state.first_dirty().is_some_and(|first| at >= first) {
+            return ExtentKind::Dirty;
+        }
+        let held = state.segments.find(at.segment());
+        match held.is_some_and(|held| held.file().is_none()) {
+            true => ExtentKind::Remote,
             false => ExtentKind::Local,
         }
     }
@@ -94,32 +113,32 @@ impl<D: Driver> Shard<D> {
     fn count_blocks(&self, payload: &Payload, state: &super::State, stats: &mut Stats) {
         stats.used_size = stats.used_size.saturating_add(payload.size);
         let may_be_dirty = payload.changed > state.tail.durable();
-        if let Some(blocks) = payload.blocks.get().filter(|_| !may_be_dirty) {
+        let plain = !may_be_dirty && state.tier.is_none();
+        if let Some(blocks) = payload.blocks.get().filter(|_| plain) {
             stats.blocks_total += blocks;
             stats.blocks_local += blocks;
             return;
         }
         let block_bytes = self.0.params.config.block_bytes;
-        let (mut blocks, mut dirty_blocks) = (0, 0);
-        let mut last = None;
-        let mut last_dirty = None;
+        let (mut all, mut dirty, mut here) = <(Blocks, Blocks, Blocks)>::default();
         for extent in payload.extents.range(0, PAYLOAD_BYTES_MAX) {
-            let dirty = self.kind_of(extent.at(), state) == ExtentKind::Dirty;
-            let (first, end) = (
-                extent.start() / block_bytes,
-                (extent.end() - 1) / block_bytes,
-            );
-            blocks += end - first + u64::from(last != Some(first));
-            last = Some(end);
-            if dirty {
-                dirty_blocks += end - first + u64::from(last_dirty != Some(first));
-                last_dirty = Some(end);
+            let blocks = extent.start() / block_bytes..=(extent.end() - 1) / block_bytes;
+            all.add(&blocks);
+            // A block counts by its worst state: dirty before local before remote.
+            match self.kind_of(extent.at(), state) {
+                ExtentKind::Dirty => {
+                    dirty.add(&blocks);
+                    here.add(&blocks);
+                }
+                ExtentKind::Local => here.add(&blocks),
+                ExtentKind::Remote | ExtentKind::Hole => {}
             }
         }
-        payload.blocks.set(Some(blocks));
-        stats.blocks_total += blocks;
-        stats.blocks_dirty += dirty_blocks;
-        stats.blocks_local += blocks - dirty_blocks;
+        payload.blocks.set(Some(all.count));
+        stats.blocks_total += all.count;
+        stats.blocks_dirty += dirty.count;
+        stats.blocks_local += here.count - dirty.count;
+        stats.blocks_remote += all.count - here.count;
     }
 
     fn count_shard(&self, stats: &mut Stats) {
@@ -151,6 +170,9 @@ impl<D: Driver> Shard<D> {
         stats.map_bytes = state.map.live.extents() * size_of::<crate::map::extent::Mapped>() as u64;
         stats.stalled_writers = state.space.stalled() as u64;
         stats.shards_poisoned = u64::from(state.commit.poison.is_some());
+        if let Some(tier) = &state.tier {
+            tier.count(&state.segments, self.now(), stats);
+        }
     }
 
     pub(super) fn health(&self) -> Health {
@@ -168,10 +190,16 @@ impl<D: Driver> Shard<D> {
             local = HealthStatus::Unhealthy;
             reasons.push(poison.to_string());
         }
+        let trouble = state.tier.as_ref().map(super::tier::Tier::trouble);
+        let remote = trouble.as_ref().map(|trouble| match trouble {
+            Some(_) => HealthStatus::Degraded,
+            None => HealthStatus::Healthy,
+        });
+        reasons.extend(trouble.flatten());
         Health {
             status: local,
             local,
-            remote: None,
+            remote,
             reasons,
         }
     }

@@ -14,17 +14,21 @@ pub(crate) mod request;
 mod candidates;
 mod checkpoint;
 mod clean;
+mod cold;
 mod commit;
+mod evict;
 mod files;
 mod inspect;
 mod meta;
 mod read;
 mod recover;
 mod replay;
+pub(crate) mod restore;
 mod space;
 mod spare;
 mod tail;
 mod takeover;
+mod tier;
 mod verify;
 mod write;
 
@@ -41,6 +45,7 @@ use crate::stats::{Latencies, Op, Stats};
 use crate::sync::mailbox::{Receiver, Sender};
 use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
+use crate::upload::Client;
 use files::Files;
 use request::{Request, Work};
 use std::cell::{Cell, RefCell};
@@ -74,6 +79,8 @@ pub(crate) struct Params {
     pub(crate) epoch: Epoch,
     pub(crate) config: Config,
     pub(crate) routes: Arc<Routes>,
+    /// How to speak to the uploader, if there is a remote.
+    pub(crate) remote: Option<Client>,
     /// Files that it keeps open at most.
     pub(crate) files_open_max: usize,
 }
@@ -128,6 +135,10 @@ struct State {
     /// With several shards: payloads that were deleted here, and in which batch, until it is
     /// durable.
     deleted: BTreeMap<PayloadId, Lsn>,
+    tier: Option<tier::Tier>,
+    /// Chunks that are on their way from the remote.
+    fetches: cold::Fetches,
+    retention: evict::Retention,
     closing: bool,
 }
 
@@ -153,6 +164,8 @@ struct Inner<D: Driver> {
     upkeep_due: Signal,
     /// A request was finished, or a payload stopped moving.
     finished: Signal,
+    /// The remote has more, or less is known to be needed of it.
+    tier_changed: Signal,
     /// How to ask the other shards, by number.
     peers: Vec<Sender<Control>>,
     /// Requests that are being worked on: writes, and all others.
@@ -182,6 +195,8 @@ impl<D: Driver> Shard<D> {
     ) {
         self.spawn_upkeep();
         self.spawn_committer();
+        self.spawn_tier();
+        self.start_ttl_timer();
         self.0.driver.spawn(self.clone().serve_writes(writes));
         self.0.driver.spawn(self.clone().serve_control(control));
         let mut batch = VecDeque::new();
@@ -316,6 +331,29 @@ impl<D: Driver> Shard<D> {
                 reply.send(self.owned(&id, at, Op::Flush, || self.flush(&id)).await);
             }
             Work::FlushAll(reply) => reply.send(self.flush_all().await),
+            Work::WaitRemote { id, reply } => {
+                let flow = || self.wait_remote(&id);
+                reply.send(self.owned(&id, at, Op::Meta, flow).await);
+            }
+            Work::Drain(reply) => reply.send(self.drain().await),
+            Work::Evict { id, reply } => {
+                reply.send(self.owned(&id, at, Op::Meta, || self.evict(&id)).await);
+            }
+            Work::SetRetention { id, policy, reply } => {
+                let flow = async || self.set_retention(Some(&id), policy);
+                let result = self.owned(&id, at, Op::Meta, flow).await;
+                self.start_ttl_timer();
+                reply.send(result);
+            }
+            Work::SetDefaultRetention { policy, reply } => {
+                let result = self.set_retention(None, policy);
+                self.start_ttl_timer();
+                reply.send(result);
+            }
+            Work::SetEviction { enabled, reply } => {
+                self.set_eviction_enabled(enabled);
+                reply.send(Ok(()));
+            }
             Work::Size { id, reply } => {
                 reply.send(self.owned(&id, at, Op::Meta, async || self.size(&id)).await);
             }
@@ -440,7 +478,7 @@ impl<D: Driver> Shard<D> {
         self.room_to_close().await?;
         self.close_batch();
         self.seal();
-        match self.checkpoint().await {
+        let result = match self.checkpoint().await {
             // Everything is durable without it: the next opening reads the log's tail instead.
             Err(error) if error.kind() == ErrorKind::Full => {
                 mark("closed without a checkpoint");
@@ -449,6 +487,14 @@ impl<D: Driver> Shard<D> {
                 self.flush_all().await
             }
             result => result,
+        };
+        result?;
+        // The last checkpoint goes along, so that a node is rebuilt from it alone.
+        self.published(self.last_lsn()).await?;
+        let has_remote = self.0.state.borrow().tier.is_some();
+        match has_remote {
+            true => self.leave_checkpoint().await,
+            false => Ok(()),
         }
     }
 

@@ -10,7 +10,7 @@ use super::{Shard, State, pages_of};
 use crate::chunks::Chunks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile};
-use crate::log::segment::{BatchHead, Footer};
+use crate::log::segment::{BatchHead, Footer, SegmentHead};
 use crate::map::{Found, Map};
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
@@ -198,10 +198,35 @@ impl<D: Driver> Shard<D> {
         Ok(parts)
     }
 
-    /// Reads and checks one part.
+    /// Reads and checks one part, from the local disk, or else from the remote.
     pub(super) async fn read_device(&self, part: DevicePart) -> Result<Bytes> {
+        part.held.used.set(self.now());
+        if part.held.file().is_none() {
+            return self.read_remote(&part).await;
+        }
+        let error = match self.read_local(&part).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) => error,
+        };
+        if error.kind() != ErrorKind::Corrupt || !part.held.uploaded.get() {
+            return Err(error);
+        }
+        // Bad here, and good there, if the remote can be reached.
+        let bytes = self.read_remote(&part).await.map_err(|_| error)?;
+        mark("read served by the other tier");
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            if let Err(error) = shard.mend(&part).await {
+                tracing::warn!(segment = part.held.id.0, %error, "bad bytes stay");
+            }
+        });
+        Ok(bytes)
+    }
+
+    /// Reads and checks one part from the local disk.
+    async fn read_local(&self, part: &DevicePart) -> Result<Bytes> {
         let (first, count) = pages_of(part.at.offset(), part.len);
-        let sums = match part.sums {
+        let sums = match part.sums.clone() {
             Some(sums) => sums,
             None => {
                 let all = self.load_sums(&part.held).await?;
@@ -224,6 +249,28 @@ impl<D: Driver> Shard<D> {
         Ok(buf.freeze().slice(start..start + part.len as usize))
     }
 
+    /// Reads pages of a sealed segment and compares them with its sums.
+    pub(super) async fn read_checked(
+        &self,
+        held: &Held,
+        first: u32,
+        count: u32,
+        sums: &[u32],
+    ) -> Result<Bytes> {
+        let buf = self.read_pages(held, first, count).await?;
+        for (page, index) in buf.chunks_exact(PAGE).zip(first..) {
+            let good = match index {
+                0 => SegmentHead::parse(page).is_ok(),
+                _ => sums.get(index as usize) == Some(&held.identity.sum(index, page)),
+            };
+            if !good {
+                self.state().stats.checksum_failures += 1;
+                return Err(part_error("failed their checksum in", held));
+            }
+        }
+        Ok(buf.freeze())
+    }
+
     pub(super) async fn read_pages(
         &self,
         held: &Held,
@@ -231,7 +278,7 @@ impl<D: Driver> Shard<D> {
         count: u32,
     ) -> Result<crate::buf::AlignedBuf> {
         let buf = self.0.driver.pool().take(count as usize * PAGE);
-        let result = match self.0.files.open(held.file).await {
+        let result = match self.0.files.open_segment(held).await {
             Ok(file) => file.read(u64::from(first) * PAGE as u64, buf).await,
             Err(error) => Err(error),
         };
@@ -243,12 +290,18 @@ impl<D: Driver> Shard<D> {
     }
 
     /// The sums of a sealed segment, from its footer.
-    async fn load_sums(&self, held: &Rc<Held>) -> Result<Rc<[u32]>> {
+    pub(super) async fn load_sums(&self, held: &Rc<Held>) -> Result<Rc<[u32]>> {
         if let Some(sums) = held.sums() {
+            return Ok(sums);
+        }
+        if held.file().is_none() {
+            let sums = self.fetch_sums(held).await?;
+            self.state().segments.keep_sums(held, sums.clone());
             return Ok(sums);
         }
         let sums: Rc<[u32]> = match self.read_footer(held).await {
             Ok(footer) => footer.sums.into(),
+            Err(_) if held.uploaded.get() => self.fetch_sums(held).await?,
             Err(error) => {
                 tracing::warn!(segment = held.id.0, %error, "a bad footer, its batches are read");
                 self.sums_of_batches(held).await?.into()
@@ -306,8 +359,6 @@ impl<D: Driver> Shard<D> {
 }
 
 fn part_error(what: &str, held: &Held) -> Error {
-    Error::corrupt(format!(
-        "bytes {what} segment={} file={}",
-        held.id.0, held.file
-    ))
+    let file = held.file();
+    Error::corrupt(format!("bytes {what} segment={} file={file:?}", held.id.0))
 }

@@ -10,9 +10,11 @@
 //!    allocation.
 
 use super::checkpoint::{Upkeep, checkpoint_name, parse_checkpoint_name};
+use super::evict::Retention;
 use super::files::Files;
 use super::request::Control;
 use super::tail::Tail;
+use super::tier::Tier;
 use super::{Inner, Params, Shard, State};
 use crate::buf::AlignedBuf;
 use crate::error::{Error, ErrorKind, Result};
@@ -105,6 +107,9 @@ impl<D: Driver> Shard<D> {
             moving: BTreeSet::new(),
             changing: BTreeMap::new(),
             deleted: BTreeMap::new(),
+            tier: params.remote.clone().map(Tier::new),
+            fetches: BTreeMap::new(),
+            retention: Retention::new(params.config.retention),
             closing: false,
         };
         let files = Files::new(driver.clone(), params.clone());
@@ -118,6 +123,7 @@ impl<D: Driver> Shard<D> {
             commit_due: Signal::default(),
             upkeep_due: Signal::default(),
             finished: Signal::default(),
+            tier_changed: Signal::default(),
             peers,
             writing: Cell::new(0),
             working: Cell::new(0),
@@ -257,8 +263,9 @@ impl<D: Driver> Recovery<'_, D> {
         while let Some(&(sequence, len)) = found.last() {
             match self.load_checkpoint(sequence, len).await {
                 Ok(mut recovered) => {
-                    let covered = (bad == 0).then_some(recovered.end.next_lsn);
-                    recovered.upkeep = Upkeep::found(found, covered);
+                    let end = recovered.end;
+                    let newest = (end.next_lsn, end.segment);
+                    recovered.upkeep = Upkeep::found(found, Some(newest), bad == 0);
                     recovered.stats.checksum_failures += bad;
                     return Ok(recovered);
                 }
@@ -281,7 +288,7 @@ impl<D: Driver> Recovery<'_, D> {
                 segment: SegmentId(0),
                 pages: 0,
             },
-            upkeep: Upkeep::found(found, None),
+            upkeep: Upkeep::found(found, None, false),
             stats: Stats::default(),
             next_generation: 1,
         };
@@ -403,13 +410,23 @@ impl Loading {
                 epoch,
                 file,
                 pages,
+                lsns,
+                uploaded,
             } => {
-                let sane = segment.is_valid() && pages > 0 && file < NUMBER_MAX;
+                let somewhere = match file {
+                    Some(file) => file < NUMBER_MAX,
+                    None => uploaded && params.remote.is_some(),
+                };
+                let numbers = lsns.0.0 < NUMBER_MAX && lsns.1.0 < NUMBER_MAX;
+                let sane = segment.is_valid() && pages > 0 && somewhere && numbers;
                 if segments.find(segment).is_some() || !sane {
                     return Err("a checkpoint lists a segment twice, or an impossible one");
                 }
                 let identity = Identity::new(&params.store, params.shard, segment, epoch);
-                let held = segments.hold(Held::new(segment, epoch, file, identity));
+                let held = Held::new(segment, epoch, file, identity, lsns.0);
+                let held = segments.hold(held);
+                held.lsns.set(lsns);
+                held.uploaded.set(uploaded);
                 held.pages.set(pages);
                 held.footer_durable.set(true);
                 Ok(())
@@ -440,7 +457,8 @@ impl Loading {
                     cut,
                     extents: root.map_or(Ok(Tree::new()), |root| extents.tree(root))?,
                     zeroed: holes.map_or(Ok(Tree::new()), |root| zeroed.tree(root))?,
-                    changed: Lsn(0),
+                    // In this checkpoint at the latest.
+                    changed: end.map_or(Lsn(0), |(end, ..)| Lsn(end.next_lsn.0 - 1)),
                     blocks: Cell::new(None),
                 };
                 if payload.0 >= NUMBER_MAX || !is_sane(&payload_value) {
@@ -459,10 +477,10 @@ impl Loading {
             return Err("a checkpoint has no beginning");
         };
         // The log goes on behind all of them, and writes to no file that holds one.
-        let known = self.segments.iter().map(|held| held.file);
+        let known = self.segments.iter().filter_map(|held| held.file());
         let known: BTreeSet<u64> = known.collect();
         let last = self.segments.iter().next_back().map(|held| held.id);
-        if known.len() < self.segments.len() || last > Some(end.segment) {
+        if known.len() < self.segments.local() || last > Some(end.segment) {
             self.give_up();
             return Err("a checkpoint lists a file twice, or a segment that is yet to come");
         }

@@ -345,8 +345,19 @@ impl<D: Driver> Recovery<'_, D> {
                 file
             }
         };
-        let held = Held::new(head.segment, head.epoch, file, head.identity());
+        let held = Held::new(
+            head.segment,
+            head.epoch,
+            Some(file),
+            head.identity(),
+            head.first_lsn,
+        );
         held.pages.set(page);
+        let last = footer
+            .batches
+            .last()
+            .map_or(head.first_lsn, |last| last.lsn.next());
+        held.lsns.set((head.first_lsn, last));
         held.footer_durable.set(true);
         let held = recovered.segments.hold(held);
         recovered.segments.keep_sums(&held, footer.sums.into());

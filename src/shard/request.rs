@@ -2,6 +2,7 @@
 
 use super::Claim;
 use crate::chunks::Chunks;
+use crate::config::RetentionPolicy;
 use crate::error::{ErrorKind, Result};
 use crate::payload_id::PayloadId;
 use crate::stats::{
@@ -9,7 +10,7 @@ use crate::stats::{
 };
 use crate::sync::Mutex;
 use crate::sync::slot::Reply;
-use crate::types::{Generation, Nanos, ShardId};
+use crate::types::{Generation, Lsn, Nanos, ShardId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -93,6 +94,29 @@ pub(crate) enum Work {
         reply: Answers<Flushed>,
     },
     FlushAll(Reply<Result<()>>),
+    WaitRemote {
+        id: PayloadId,
+        reply: Answers<()>,
+    },
+    /// Waits until everything counts in the remote.
+    Drain(Reply<Result<()>>),
+    Evict {
+        id: PayloadId,
+        reply: Answers<u64>,
+    },
+    SetRetention {
+        id: PayloadId,
+        policy: RetentionPolicy,
+        reply: Answers<()>,
+    },
+    SetDefaultRetention {
+        policy: RetentionPolicy,
+        reply: Reply<Result<()>>,
+    },
+    SetEviction {
+        enabled: bool,
+        reply: Reply<Result<()>>,
+    },
     Size {
         id: PayloadId,
         reply: Answers<u64>,
@@ -149,7 +173,7 @@ pub(crate) enum Control {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Move {
     /// The payload lives on this shard now.
-    Done(ShardId),
+    Done(ShardId, Lsn),
     /// It stays. `outrank`: a copy that failed may yet be found after a crash, and must not win.
     GivenUp { outrank: bool },
 }

@@ -317,7 +317,7 @@ impl<D: Driver> Shard<D> {
 
     /// What has to happen before something can be recorded for this purpose.
     fn fit(&self, state: &State, purpose: Purpose, records: usize, data: usize) -> Fit {
-        let beyond = state.segments.len() > self.segments_max(state, purpose);
+        let beyond = state.segments.local() > self.segments_max(state, purpose);
         let theirs = match purpose {
             Purpose::Data => true,
             // Beyond the limit deletes go on, but never in the cleaner's way.
@@ -343,7 +343,7 @@ impl<D: Driver> Shard<D> {
             Purpose::Meta | Purpose::Clean => self.0.params.files_max(),
         };
         let most = files_max.saturating_add(1).max(SEGMENTS_MIN);
-        let (most, held) = (most - purpose.reserve(), state.segments.len());
+        let (most, held) = (most - purpose.reserve(), state.segments.local());
         match (purpose, state.log.open_segment()) {
             (Purpose::Data, _) => most,
             // The first segment after an opening may always be begun: without one nothing can be
@@ -355,7 +355,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn may_begin_segment(&self, state: &State, purpose: Purpose) -> bool {
-        let allowed = state.segments.len() < self.segments_max(state, purpose);
+        let allowed = state.segments.local() < self.segments_max(state, purpose);
         let reserved = purpose != Purpose::Data || !state.lacks_reserve(purpose);
         allowed && reserved && state.space.spare.is_some() && state.may_close()
     }
@@ -376,17 +376,20 @@ impl<D: Driver> Shard<D> {
             .expect("there is a spare");
         self.close_batch();
         self.seal();
-        let mut state = self.state();
-        let state = &mut *state;
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let first = state.log.next_lsn();
         let id = state.log.begin_segment();
         let params = &self.0.params;
         let identity =
             crate::log::checksum::Identity::new(&params.store, params.shard, id, params.epoch);
         state
             .segments
-            .hold(Held::new(id, params.epoch, file, identity));
+            .hold(Held::new(id, params.epoch, Some(file), identity, first));
         state.space.note_progress();
         (state.space.synced_bytes, state.space.other_bytes) = (0, 0);
+        drop(guard);
+        self.start_seal_timer(id);
         self.0.upkeep_due.notify();
         true
     }
@@ -407,6 +410,7 @@ impl<D: Driver> Shard<D> {
             .expect("the open segment is held")
             .clone();
         held.pages.set(page);
+        held.lsns.set((held.lsns.get().0, state.log.next_lsn()));
         state.segments.keep_sums(&held, footer.sums.into());
         state.space.sealing.insert(id);
         state.stats.device_written_bytes += bytes.len() as u64;
@@ -417,7 +421,7 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn write_footer(&self, held: Rc<Held>, page: u32, bytes: Bytes) {
-        let result = match self.0.files.open(held.file).await {
+        let result = match self.0.files.open_segment(&held).await {
             Ok(file) => {
                 file.write(u64::from(page) * PAGE as u64, bytes, Durability::Synced)
                     .await
@@ -431,6 +435,7 @@ impl<D: Driver> Shard<D> {
                 drop(held);
                 self.0.room.notify();
                 self.0.upkeep_due.notify();
+                self.0.tier_changed.notify();
             }
             Err(error) => self.poison("sealing a segment", error),
         }

@@ -18,7 +18,7 @@ impl<D: Driver> Shard<D> {
     /// Makes the next segment's file ready before it is needed, where the limit allows one.
     pub(super) fn make_ahead(&self) {
         let state = self.0.state.borrow();
-        let allowed = state.segments.len() < self.segments_max(&state, Purpose::Data);
+        let allowed = state.segments.local() < self.segments_max(&state, Purpose::Data);
         drop(state);
         if allowed {
             self.start_making(Purpose::Data);
@@ -32,7 +32,7 @@ impl<D: Driver> Shard<D> {
             if state.space.making {
                 return;
             }
-            if state.segments.len() >= self.segments_max(&state, purpose) {
+            if state.segments.local() >= self.segments_max(&state, purpose) {
                 let why = "the limit of local bytes is reached".to_owned();
                 state.space.refuse(why, self.now());
                 self.0.upkeep_due.notify();

@@ -20,6 +20,7 @@ use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
 use crate::sync::slot::slot;
 use crate::types::{Generation, Lsn, PayloadNo, ShardId};
+use crate::upload::Needs;
 
 /// Room for the records of any operation on one payload: a deletion, a creation, and the change.
 const RECORDS_LEN: usize = RECORD_BYTES_MAX + 12 + 36;
@@ -248,9 +249,10 @@ impl<D: Driver> Shard<D> {
             return Err(error);
         }
         // From here on the copy stands. Without an answer the old payload may be gone already.
-        let moved = Move::Done(self.0.params.shard);
+        let (blocks, lsn) = made?;
+        let moved = Move::Done(self.0.params.shard, lsn);
         self.end_move(from, target, moved).await?;
-        Ok(Some(made?.0))
+        Ok(Some(blocks))
     }
 
     async fn end_move(&self, from: ShardId, id: &PayloadId, end: Move) -> Result<()> {
@@ -299,8 +301,8 @@ impl<D: Driver> Shard<D> {
     /// Ends a move; operations on the payload go on.
     pub(super) async fn release(&self, id: &PayloadId, end: Move) -> Result<()> {
         let result = match end {
-            Move::Done(shard) => {
-                self.give_away(id, shard).await;
+            Move::Done(shard, copied) => {
+                self.give_away(id, shard, copied).await;
                 Ok(())
             }
             Move::GivenUp { outrank: true } => self.outrank(id).await,
@@ -315,8 +317,21 @@ impl<D: Driver> Shard<D> {
     /// copy stands also if the deletion has to wait for room: it outranks the old payload, so
     /// whatever a crash finds of that is deleted then. Only the copy's own deletion has to wait
     /// until the old one is gone for good.
-    async fn give_away(&self, id: &PayloadId, shard: ShardId) {
+    async fn give_away(&self, id: &PayloadId, shard: ShardId, copied: Lsn) {
         let routes = &self.0.params.routes;
+        {
+            // The deletion counts in the remote only when the copy does.
+            let mut state = self.state();
+            let from = state.log.next_lsn();
+            if let Some(tier) = &mut state.tier {
+                let before = copied.next();
+                tier.note_needs(Needs {
+                    from,
+                    shard,
+                    before,
+                });
+            }
+        }
         let gone = self.disown(std::slice::from_ref(id)).await;
         if let Err(error) = gone {
             mark("moved from a shard that could not delete");

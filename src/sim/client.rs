@@ -36,6 +36,8 @@ pub(super) struct Shared {
     /// Successes by kind of operation.
     pub(super) successes: RefCell<[u64; KINDS.len()]>,
     pub(super) allowed: Cell<Allowed>,
+    /// Whether the remote has failed, or was away.
+    pub(super) is_bucket_bad: Cell<bool>,
     /// Whether a file was harmed by hand.
     pub(super) is_harmed: Cell<bool>,
     /// Every write so far: tag, offset, end.
@@ -88,6 +90,7 @@ impl Shared {
             ErrorKind::Poisoned => {
                 allowed.poisoned || errors + counters.read_errors + counters.out_of_space > 0
             }
+            ErrorKind::Unavailable => self.is_bucket_bad.get(),
             ErrorKind::Corrupt => self.is_damaged() || self.passing() != began,
             _ => false,
         }
@@ -156,6 +159,12 @@ impl Client {
                 Ok(_) => self.shared.succeed(op),
                 Err(error) => self.unexpected(index, op, &error),
             },
+            Op::WaitRemote { .. } | Op::Drain => self.wait_remote(index, op).await,
+            Op::Evict { id } => match self.store.evict(self.id(id)).await {
+                Ok(_) => self.shared.succeed(op),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => self.tolerate(index, op, &error),
+            },
             Op::Sleep { us } => {
                 self.shared.universe.sleep(Duration::from_micros(us)).await;
                 self.shared.succeed(op);
@@ -172,6 +181,7 @@ impl Client {
             | Op::Verify
             | Op::Stats
             | Op::EvictBuffer
+            | Op::Drain
             | Op::Sleep { .. } => {}
             Op::Copy { .. } | Op::ReadCow { .. } => {
                 numbers[0] %= payloads;
@@ -371,6 +381,29 @@ impl Client {
         }
     }
 
+    async fn wait_remote(&self, index: usize, op: Op) {
+        let since = self.shared.model.borrow().now();
+        let (payloads, answer) = match op {
+            Op::WaitRemote { id } => {
+                let answer = self.store.wait_remote(self.id(id)).await;
+                (id as usize..id as usize + 1, answer)
+            }
+            _ => (0..self.shared.ids.len(), self.store.drain_uploads().await),
+        };
+        match answer {
+            Ok(()) => {
+                self.shared.succeed(op);
+                let mut model = self.shared.model.borrow_mut();
+                for payload in payloads {
+                    model.flushed(payload, since);
+                    model.published(payload, since);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => self.tolerate(index, op, &error),
+        }
+    }
+
     async fn flush(&self, index: usize, op: Op) {
         let payload = match op {
             Op::Flush { id } => Some(id as usize),
@@ -393,8 +426,11 @@ impl Client {
                 let all = 0..model.len();
                 let covered = payload.map_or(all, |payload| payload..payload + 1);
                 covered.for_each(|payload| model.flushed(payload, since));
-                if finalized {
+                if finalized && self.shared.settings.remote == 0 {
                     self.fail(index, "a flush without a remote is final".to_owned());
+                }
+                if let Some(payload) = payload.filter(|_| finalized) {
+                    model.published(payload, since);
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound && payload.is_some() => {

@@ -118,7 +118,7 @@ impl Simulation {
         let process = self.process.borrow().clone();
         async move {
             let disk = universe.disk(&config.dir.to_string_lossy());
-            world::open(&universe, &process, &disk, config).await
+            world::open(&universe, &process, &disk, None, config).await
         }
     }
 

@@ -10,6 +10,7 @@
 //!
 //! Deliberately not here: whether a plan is interesting. Marks tell, in a campaign.
 
+use super::bucket::BucketFaults;
 use super::plan::{HARMS, Op, Plan, Settings, Step};
 use crate::io::sim::{DiskFaults, Tear};
 use fastrand::Rng;
@@ -108,6 +109,7 @@ struct Generator<'a, 'b> {
     drops: bool,
     far: bool,
     faults: DiskFaults,
+    bucket_faults: BucketFaults,
     /// The payloads of the last copy: what is done to a clone or its source is done to them.
     clone: [u64; 2],
     /// About where each payload's bytes begin and end.
@@ -117,6 +119,9 @@ struct Generator<'a, 'b> {
 fn generate(entropy: &mut Entropy<'_>, seed: u64, count: u64) -> Plan {
     let mut generator = Generator::new(entropy, seed);
     let mut steps = vec![Step::Faults(generator.faults.clone())];
+    if generator.settings.remote > 0 {
+        steps.push(Step::BucketFaults(generator.bucket_faults.clone()));
+    }
     while (steps.len() as u64) < count && !generator.entropy.is_used_up() {
         let step = generator.step();
         let crashes = matches!(step, Step::Cut { .. } | Step::Kill { .. });
@@ -169,8 +174,18 @@ impl<'a, 'b> Generator<'a, 'b> {
             flush_after_us: entropy.pick(&[1_000, 20_000, 200_000, 60_000_000]),
             stall_us: entropy.pick(&[50_000, 1_000_000]),
             read_buffer_bytes: entropy.pick(&[0, 64 << 10, 1 << 20]),
+            remote: match class {
+                Class::Crashes | Class::Tight => entropy.pick(&[0, 1]),
+                Class::Errors | Class::Damage => 0,
+            },
+            seal_after_us: entropy.pick(&[20_000, 300_000, 2_000_000]),
         };
-        let common = [10, 3, 4, 4, 2, 5, 1, 10, 2, 3, 2, 1, 1, 2, 1, 1, 1, 2];
+        let mut common = [
+            10, 3, 4, 4, 2, 5, 1, 10, 2, 3, 2, 1, 1, 2, 1, 1, 1, 2, 0, 0, 0,
+        ];
+        if settings.remote > 0 {
+            common[18..].copy_from_slice(&[2, 1, 3]);
+        }
         let weights = common
             .iter()
             .map(|weight| weight * entropy.pick(&[0, 1, 1, 1, 4]))
@@ -184,6 +199,7 @@ impl<'a, 'b> Generator<'a, 'b> {
             control_every: entropy.pick(&[8, 15, 30, 60]),
             drops: entropy.one_in(3),
             far: entropy.one_in(6),
+            bucket_faults: bucket_faults_of(entropy),
             faults,
             clone: [0, 1],
             edges: vec![vec![0]; payloads],
@@ -218,6 +234,9 @@ impl<'a, 'b> Generator<'a, 'b> {
             garbled: self.faults.garbled,
             ..DiskFaults::default()
         };
+        if self.settings.remote > 0 && self.entropy.one_in(2) {
+            return self.remote_control();
+        }
         match self.entropy.below(16) {
             0..=3 if self.class == Class::Damage => self.harm(),
             0..=5 => Step::Cut { ios },
@@ -230,6 +249,17 @@ impl<'a, 'b> Generator<'a, 'b> {
             14 => Step::Faults(no_faults),
             15 => Step::Faults(self.faults.clone()),
             _ => Step::Cut { ios },
+        }
+    }
+
+    fn remote_control(&mut self) -> Step {
+        match self.entropy.below(8) {
+            0 => Step::Wipe { zombie: true },
+            1..=3 => Step::Wipe { zombie: false },
+            4 => Step::Away { away: true },
+            5 => Step::Away { away: false },
+            6 => Step::BucketFaults(BucketFaults::default()),
+            _ => Step::BucketFaults(self.bucket_faults.clone()),
         }
     }
 
@@ -362,10 +392,26 @@ impl<'a, 'b> Generator<'a, 'b> {
             14 => Op::Verify,
             15 => Op::Stats,
             16 => Op::EvictBuffer,
+            18 => Op::WaitRemote { id },
+            19 => Op::Drain,
+            20 => Op::Evict { id },
             _ => Op::Sleep {
                 us: self.entropy.pick(&[10, 1_000, 30_000, 1_000_000]),
             },
         }
+    }
+}
+
+fn bucket_faults_of(entropy: &mut Entropy<'_>) -> BucketFaults {
+    let mut some = || entropy.pick(&[0, 0, 10, 50, 200]);
+    BucketFaults {
+        fails_before: some(),
+        fails_after: some(),
+        late: some() / 4,
+        hangs: some() / 20,
+        flips: some() / 4,
+        cuts: some() / 2,
+        stale: some(),
     }
 }
 

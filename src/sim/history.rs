@@ -84,6 +84,8 @@ struct History {
     pending: Vec<Pending>,
     /// States that died at or before this are out of a crash's reach.
     floor: u64,
+    /// And these are out of a rebuild's.
+    published: u64,
     /// Flushes so far that surely wrote a commit each, oldest first: each began when the one before
     /// had returned, with a change in between.
     floors: Vec<Floor>,
@@ -127,11 +129,13 @@ pub(super) struct Histories {
     clock: u64,
     /// Whether states that were flushed over are kept: damage may bring them back.
     keeps_past: bool,
+    /// Whether states are kept that a rebuild may bring back.
+    has_remote: bool,
     payloads: Vec<History>,
 }
 
 impl Histories {
-    pub(super) fn new(payloads: usize, keeps_past: bool) -> Histories {
+    pub(super) fn new(payloads: usize, keeps_past: bool, has_remote: bool) -> Histories {
         let first = || History {
             entries: vec![Entry {
                 state: Rc::new(None),
@@ -144,6 +148,7 @@ impl Histories {
         Histories {
             clock: 0,
             keeps_past,
+            has_remote,
             payloads: (0..payloads).map(|_| first()).collect(),
         }
     }
@@ -386,6 +391,34 @@ impl Histories {
         self.tidy(payload);
     }
 
+    /// What had happened when the clock stood at `since` is in the remote.
+    pub(super) fn published(&mut self, payload: PayloadIndex, since: u64) {
+        let history = &mut self.payloads[payload];
+        history.published = history.published.max(since);
+        self.tidy(payload);
+    }
+
+    /// States that a rebuild from the remote may find.
+    pub(super) fn after_loss(&self, payload: PayloadIndex) -> Vec<Rc<State>> {
+        self.since(payload, self.payloads[payload].published)
+    }
+
+    /// Rebuilt from the remote, the payload was found in a state that `fits`. False if none was
+    /// allowed.
+    pub(super) fn rebuilt(&mut self, payload: PayloadIndex, fits: impl Fn(&State) -> bool) -> bool {
+        let reach = self.payloads[payload].published;
+        let found = self.found(payload, reach, fits);
+        if found {
+            // What was found is in the remote, and on the new disk.
+            let now = self.tick();
+            let history = &mut self.payloads[payload];
+            history.floors.clear();
+            (history.floor, history.published) = (now, now);
+            self.tidy(payload);
+        }
+        found
+    }
+
     /// After a crash that may have taken `commits` commits with it: the payload was found in a
     /// state that `fits`. False if none was allowed, and then nothing is learnt.
     pub(super) fn recovered(
@@ -394,9 +427,13 @@ impl Histories {
         commits: usize,
         fits: impl Fn(&State) -> bool,
     ) -> bool {
+        let reach = self.payloads[payload].reach(commits);
+        self.found(payload, reach, fits)
+    }
+
+    fn found(&mut self, payload: PayloadIndex, reach: u64, fits: impl Fn(&State) -> bool) -> bool {
         let now = self.tick();
         let history = &mut self.payloads[payload];
-        let reach = history.reach(commits);
         let found: Vec<bool> = history
             .entries
             .iter()
@@ -438,6 +475,8 @@ impl Histories {
                 died: u64::MAX,
             }],
             floor: now,
+            // The remote may be behind: what it has is found as it was.
+            published: 0,
             version: now,
             ..History::default()
         };
@@ -455,6 +494,7 @@ impl Histories {
         let read = history.readers.keys().next().copied().unwrap_or(u64::MAX);
         let reach = match self.keeps_past {
             true => 0,
+            false if self.has_remote => history.floor.min(history.published).min(copied).min(read),
             false => history.floor.min(copied).min(read),
         };
         let mut kept: Vec<Entry> = Vec::new();

@@ -74,7 +74,9 @@ impl Client {
                     model.narrow(payload, |state| state.is_none());
                 }
             }
-            Err(error) if error.kind() == ErrorKind::Corrupt => self.tolerate(index, op, &error),
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unavailable) => {
+                self.tolerate(index, op, &error);
+            }
             Err(error) => self.unexpected(index, op, &error),
         }
     }
@@ -150,7 +152,9 @@ impl Client {
                     self.fail(index, format!("{op:?} does not find what exists"));
                 }
             }
-            Err(error) if error.kind() == ErrorKind::Corrupt => self.tolerate(index, op, &error),
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unavailable) => {
+                self.tolerate(index, op, &error);
+            }
             Err(error) => self.unexpected(index, op, &error),
         }
     }

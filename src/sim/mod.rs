@@ -11,6 +11,7 @@
 //!
 //! Deliberately not here: the stage itself (virtual time, disks, faults); see `io::sim`.
 
+mod bucket;
 mod campaign;
 mod client;
 mod content;
@@ -20,6 +21,7 @@ mod face;
 mod generate;
 mod history;
 mod look;
+mod loss;
 mod observe;
 mod plan;
 mod run;

@@ -9,6 +9,7 @@
 //!
 //! Deliberately not here: where plans come from (`generate`) and what they do (`run`).
 
+use super::bucket::BucketFaults;
 use crate::io::sim::{DiskFaults, Tear};
 use std::fmt;
 use std::str::FromStr;
@@ -33,6 +34,9 @@ pub(super) struct Settings {
     pub(super) flush_after_us: u64,
     pub(super) stall_us: u64,
     pub(super) read_buffer_bytes: u64,
+    /// Whether there is a remote, and when open segments are sealed for it.
+    pub(super) remote: u64,
+    pub(super) seal_after_us: u64,
 }
 
 impl Default for Settings {
@@ -47,6 +51,8 @@ impl Default for Settings {
             flush_after_us: 200_000,
             stall_us: 1_000_000,
             read_buffer_bytes: 0,
+            remote: 0,
+            seal_after_us: 2_000_000,
         }
     }
 }
@@ -92,6 +98,13 @@ pub(super) enum Step {
     Faults(DiskFaults),
     /// The disk has this many bytes; 0 for no limit.
     Capacity { bytes: u64 },
+    /// From here on, this goes wrong with the remote.
+    BucketFaults(BucketFaults),
+    /// The remote is away, or back.
+    Away { away: bool },
+    /// The machine is lost with its disk when all clients are done, and another is rebuilt from the
+    /// remote. As a zombie, the old one is not dead, and goes on.
+    Wipe { zombie: bool },
 }
 
 /// What befalls a segment or checkpoint while the machine is off.
@@ -191,10 +204,17 @@ pub(super) enum Op {
     Sleep {
         us: u64,
     },
+    WaitRemote {
+        id: u64,
+    },
+    Drain,
+    Evict {
+        id: u64,
+    },
 }
 
 /// The kinds of operation, in the order in which they are counted.
-pub(super) const KINDS: [&str; 18] = [
+pub(super) const KINDS: [&str; 21] = [
     "write",
     "punch",
     "truncate",
@@ -213,6 +233,9 @@ pub(super) const KINDS: [&str; 18] = [
     "stats",
     "evict_buffer",
     "sleep",
+    "wait_remote",
+    "drain",
+    "evict",
 ];
 
 impl Op {
@@ -242,6 +265,9 @@ impl Op {
             Op::Stats => (KINDS[15], vec![]),
             Op::EvictBuffer => (KINDS[16], vec![]),
             Op::Sleep { us } => (KINDS[17], vec![us]),
+            Op::WaitRemote { id } => (KINDS[18], vec![id]),
+            Op::Drain => (KINDS[19], vec![]),
+            Op::Evict { id } => (KINDS[20], vec![id]),
         }
     }
 
@@ -271,6 +297,9 @@ impl Op {
             ("stats", &[]) => Op::Stats,
             ("evict_buffer", &[]) => Op::EvictBuffer,
             ("sleep", &[us]) => Op::Sleep { us },
+            ("wait_remote", &[id]) => Op::WaitRemote { id },
+            ("drain", &[]) => Op::Drain,
+            ("evict", &[id]) => Op::Evict { id },
             _ => return None,
         };
         Some(op)
@@ -311,6 +340,19 @@ pub(super) fn fault_fields(faults: &mut DiskFaults) -> [(&'static str, &mut u16)
     ]
 }
 
+/// The same for the remote.
+pub(super) fn bucket_fields(faults: &mut BucketFaults) -> [(&'static str, &mut u16); 7] {
+    [
+        ("fails_before", &mut faults.fails_before),
+        ("fails_after", &mut faults.fails_after),
+        ("late", &mut faults.late),
+        ("hangs", &mut faults.hangs),
+        ("flips", &mut faults.flips),
+        ("cuts", &mut faults.cuts),
+        ("stale", &mut faults.stale),
+    ]
+}
+
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut settings = self.clone();
@@ -322,7 +364,7 @@ impl fmt::Display for Settings {
 }
 
 impl Settings {
-    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 9] {
+    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 11] {
         [
             ("seed", &mut self.seed),
             ("shards", &mut self.shards),
@@ -333,6 +375,8 @@ impl Settings {
             ("flush_after_us", &mut self.flush_after_us),
             ("stall_us", &mut self.stall_us),
             ("read_buffer_bytes", &mut self.read_buffer_bytes),
+            ("remote", &mut self.remote),
+            ("seal_after_us", &mut self.seal_after_us),
         ]
     }
 }
@@ -376,6 +420,20 @@ impl fmt::Display for Step {
                 Ok(())
             }
             Step::Capacity { bytes } => write!(f, "capacity {bytes}"),
+            Step::BucketFaults(faults) => {
+                write!(f, "bucket_faults")?;
+                let mut faults = faults.clone();
+                for (name, value) in bucket_fields(&mut faults) {
+                    if *value > 0 {
+                        write!(f, " {name} {value}")?;
+                    }
+                }
+                Ok(())
+            }
+            Step::Away { away: true } => write!(f, "away"),
+            Step::Away { away: false } => write!(f, "back"),
+            Step::Wipe { zombie: true } => write!(f, "wipe zombie"),
+            Step::Wipe { zombie: false } => write!(f, "wipe"),
         }
     }
 }
@@ -427,6 +485,20 @@ fn parse_line(words: &[&str], plan: &mut Plan) -> Option<()> {
         ["kill", ios] => Step::Kill { ios: number(ios)? },
         ["reopen"] => Step::Reopen,
         ["check"] => Step::Check,
+        ["away"] => Step::Away { away: true },
+        ["back"] => Step::Away { away: false },
+        ["wipe"] => Step::Wipe { zombie: false },
+        ["wipe", "zombie"] => Step::Wipe { zombie: true },
+        ["bucket_faults", ref rest @ ..] => {
+            let mut faults = BucketFaults::default();
+            fill_fields(rest, |name, value| {
+                let mut fields = bucket_fields(&mut faults);
+                let field = fields.iter_mut().find(|field| field.0 == name)?;
+                *field.1 = value;
+                Some(())
+            })?;
+            Step::BucketFaults(faults)
+        }
         ["harm", harm, file, place] => Step::Harm {
             harm: HARMS.iter().find(|it| it.0 == harm)?.1,
             file: number(file)?,
@@ -468,11 +540,20 @@ fn parse_faults(tear: &str, rest: &[&str]) -> Option<DiskFaults> {
             .find(|kind| tear_name(*kind) == tear)?,
         ..DiskFaults::default()
     };
-    for pair in rest.chunks(2) {
-        let [name, value] = *pair else { return None };
+    fill_fields(rest, |name, value| {
         let mut fields = fault_fields(&mut faults);
         let field = fields.iter_mut().find(|field| field.0 == name)?;
-        *field.1 = value.parse().ok()?;
-    }
+        *field.1 = value;
+        Some(())
+    })?;
     Some(faults)
+}
+
+/// Sets fields by pairs of name and value.
+fn fill_fields(rest: &[&str], mut set: impl FnMut(&str, u16) -> Option<()>) -> Option<()> {
+    for pair in rest.chunks(2) {
+        let [name, value] = *pair else { return None };
+        set(name, value.parse().ok()?)?;
+    }
+    Some(())
 }

@@ -9,6 +9,7 @@
 //!
 //! Deliberately not here: how an answer is judged; see `client`.
 
+use super::bucket::{Bucket, BucketFaults};
 use super::client::{Allowed, Client, Passing, Shared};
 use super::content::State;
 use super::damage::{Injuries, inflict};
@@ -16,7 +17,7 @@ use super::history::Histories;
 use super::observe::{Observation, observe};
 use super::plan::{KINDS, Op, Plan, Settings, Step};
 use super::world;
-use crate::config::Config;
+use crate::config::{Config, RemoteConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::sim::{Disk, DiskFaults, JoinHandle, Process, Stop, Universe};
 use crate::payload_id::PayloadId;
@@ -101,6 +102,11 @@ pub(super) struct Run {
     pub(super) disk: Disk,
     pub(super) process: Process,
     pub(super) store: Option<Store>,
+    pub(super) bucket: Option<Bucket>,
+    /// What the plan wants to go wrong with it.
+    pub(super) bucket_faults: BucketFaults,
+    /// Machines so far, the lost ones too.
+    pub(super) machines: u64,
     /// The faults that the plan wants, for when they are suspended.
     faults: DiskFaults,
     injuries: Injuries,
@@ -121,7 +127,8 @@ impl Run {
             universe: universe.clone(),
             settings: settings.clone(),
             ids: ids.collect(),
-            model: RefCell::new(Histories::new(payloads, may_damage)),
+            model: RefCell::new(Histories::new(payloads, may_damage, settings.remote > 0)),
+            is_bucket_bad: Cell::new(false),
             failure: RefCell::new(None),
             successes: RefCell::new([0; KINDS.len()]),
             allowed: Cell::new(Allowed {
@@ -136,6 +143,9 @@ impl Run {
             shared: Rc::new(shared),
             disk: universe.disk(DISK),
             process: universe.process(),
+            bucket: (settings.remote > 0).then(|| Bucket::new(&universe, settings.seed)),
+            bucket_faults: BucketFaults::default(),
+            machines: 1,
             store: None,
             faults: DiskFaults::default(),
             injuries: Injuries::default(),
@@ -145,7 +155,7 @@ impl Run {
         }
     }
 
-    fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         let settings = &self.shared.settings;
         let mut config = Config::new(DISK);
         config.shards = Some(settings.shards.clamp(1, 16) as usize);
@@ -156,6 +166,10 @@ impl Run {
         config.read_buffer_bytes = settings.read_buffer_bytes;
         config.flush_after = Duration::from_micros(settings.flush_after_us);
         config.stall_timeout = Duration::from_micros(settings.stall_us);
+        config.seal_after = Duration::from_micros(settings.seal_after_us);
+        if settings.remote > 0 {
+            config.remote = Some(RemoteConfig::Memory("bucket".to_owned()));
+        }
         config
     }
 
@@ -242,12 +256,12 @@ impl Run {
         queues.into_values().map(start).collect()
     }
 
-    fn opened(&self) -> Store {
+    pub(super) fn opened(&self) -> Store {
         self.store.clone().expect("a store is open between steps")
     }
 
     /// Runs something to its end, in bounded virtual time.
-    fn within<F: Future>(&self, what: &str, future: F) -> Flow<F::Output> {
+    pub(super) fn within<F: Future>(&self, what: &str, future: F) -> Flow<F::Output> {
         let stop = self.universe.ios() + IOS_MAX;
         self.universe.stop_at_io(Some(stop));
         let result = self.universe.run_until_within(PATIENCE, future);
@@ -294,6 +308,19 @@ impl Run {
                 }
                 self.come_back()
             }
+            Step::BucketFaults(faults) => {
+                self.bucket_faults = faults.clone();
+                self.trouble_bucket();
+                Ok(())
+            }
+            Step::Away { away } => {
+                if let Some(bucket) = &self.bucket {
+                    bucket.set_away(*away);
+                    self.shared.is_bucket_bad.set(true);
+                }
+                Ok(())
+            }
+            Step::Wipe { zombie } => self.lose_machine(*zombie),
             Step::Capacity { bytes } => {
                 let bytes = if *bytes == 0 { u64::MAX } else { *bytes };
                 self.disk.set_capacity(bytes);
@@ -318,7 +345,7 @@ impl Run {
             let config = self.config();
             let (process, disk) = (self.process.clone(), self.disk.clone());
             let universe = self.universe.clone();
-            let opening = world::open(&universe, &process, &disk, config);
+            let opening = world::open(&universe, &process, &disk, self.bucket.as_ref(), config);
             match self.within("opening the store", opening)? {
                 Ok(store) => {
                     self.store = Some(store);
@@ -329,6 +356,12 @@ impl Run {
         }
         self.disk.set_faults(self.faults.clone());
         Ok(())
+    }
+
+    /// The disk of a new machine, as the plan wants it.
+    pub(super) fn exchange_disk(&mut self, disk: Disk) {
+        disk.set_faults(self.faults.clone());
+        self.disk = disk;
     }
 
     /// The store could not be opened: that must have a reason, and must heal with it.
@@ -370,7 +403,13 @@ impl Run {
         match closed {
             Ok(()) => {
                 let mut model = self.shared.model.borrow_mut();
-                (0..model.len()).for_each(|payload| model.flushed(payload, since));
+                let remote = self.bucket.is_some();
+                (0..model.len()).for_each(|payload| {
+                    model.flushed(payload, since);
+                    if remote {
+                        model.published(payload, since);
+                    }
+                });
             }
             Err(error) if self.shared.explains(error.kind(), began) => {}
             Err(error) => return Err(failed(format!("the store does not close: {error:?}"))),
@@ -382,7 +421,14 @@ impl Run {
     }
 
     /// Compares everything with the model. After a crash the model learns what was kept.
-    fn compare(&mut self, when: &str, crashed: bool) -> Flow<()> {
+    pub(super) fn compare(&mut self, when: &str, crashed: bool) -> Flow<()> {
+        self.calm_bucket()?;
+        let compared = self.compare_calmly(when, crashed);
+        self.trouble_bucket();
+        compared
+    }
+
+    fn compare_calmly(&mut self, when: &str, crashed: bool) -> Flow<()> {
         self.note_damage();
         let stats = self.within(when, self.opened().stats())?;
         let stats = stats.map_err(|error| failed(format!("{when}: stats fails: {error}")))?;
@@ -428,7 +474,12 @@ impl Run {
     }
 
     /// Looks at a payload; what cannot be read must have a reason.
-    fn observe(&self, when: &str, payload: usize, states: &[Rc<State>]) -> Flow<Observation> {
+    pub(super) fn observe(
+        &self,
+        when: &str,
+        payload: usize,
+        states: &[Rc<State>],
+    ) -> Flow<Observation> {
         let (store, id) = (self.opened(), &self.shared.ids[payload]);
         let began = self.shared.passing();
         let seen = match self.within(when, observe(&store, id, states))? {
@@ -490,7 +541,7 @@ impl Run {
         }
     }
 
-    fn compare_list(&self, when: &str) -> Flow<()> {
+    pub(super) fn compare_list(&self, when: &str) -> Flow<()> {
         let store = self.opened();
         let listing = store.list(None, usize::MAX);
         let names = self
@@ -517,7 +568,12 @@ impl Run {
         self.faults = DiskFaults::default();
         self.disk.set_faults(DiskFaults::default());
         self.disk.set_capacity(u64::MAX);
+        self.bucket_faults = BucketFaults::default();
+        self.calm_bucket()?;
         self.reopen()?;
+        if self.bucket.is_some() {
+            self.lose_machine(false)?;
+        }
         let (store, ids) = (self.opened(), self.shared.ids.clone());
         let patience = self.universe.now().after(SERVICE_RESUMES);
         let deleting = async {
@@ -568,6 +624,7 @@ impl Run {
             (stats.live_bytes, 0, "live bytes"),
             (stats.local_mem_used, 0, "bytes of dirty memory"),
             (stats.content_count, 0, "payloads"),
+            (self.bytes_in_bucket(), bytes_max, "bytes in the remote"),
             (bytes, bytes_max, "bytes of segments"),
         ];
         let wrong = wrong.into_iter().find(|(is, max, _)| is > max);
@@ -588,7 +645,7 @@ pub(super) async fn all(running: Vec<JoinHandle<()>>) {
     }
 }
 
-fn failed(what: String) -> End {
+pub(super) fn failed(what: String) -> End {
     End::Failed(what)
 }
 

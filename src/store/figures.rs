@@ -93,21 +93,20 @@ impl Store {
                 reasons: vec!["a shard has ended".to_owned()],
             });
         }
-        let worst = |shards: &[Health]| {
-            let rank = |status: &HealthStatus| match status {
-                HealthStatus::Unhealthy => 3,
-                HealthStatus::Unknown => 2,
-                HealthStatus::Degraded => 1,
-                HealthStatus::Healthy => 0,
-            };
-            shards.iter().map(|shard| shard.local).max_by_key(rank)
-        };
-        let local = worst(&shards).unwrap_or(HealthStatus::Unknown);
-        let reasons = shards.into_iter().flat_map(|shard| shard.reasons).collect();
+        let local = worst(shards.iter().map(|shard| shard.local));
+        let local = local.unwrap_or(HealthStatus::Unknown);
+        // All shards share one remote: what one of them says of it, all do.
+        let remote = worst(shards.iter().filter_map(|shard| shard.remote));
+        let mut reasons: Vec<String> = Vec::new();
+        for reason in shards.into_iter().flat_map(|shard| shard.reasons) {
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+        }
         Health {
-            status: local,
+            status: worst([local].into_iter().chain(remote)).unwrap_or(local),
             local,
-            remote: None,
+            remote,
             reasons,
         }
     }
@@ -143,4 +142,15 @@ impl Store {
         sent.map_err(|_| Error::closed())?;
         answer.await.unwrap_or_else(|| Err(Error::closed()))
     }
+}
+
+/// The worst of several states.
+fn worst(all: impl IntoIterator<Item = HealthStatus>) -> Option<HealthStatus> {
+    let rank = |status: &HealthStatus| match status {
+        HealthStatus::Unhealthy => 3,
+        HealthStatus::Unknown => 2,
+        HealthStatus::Degraded => 1,
+        HealthStatus::Healthy => 0,
+    };
+    all.into_iter().max_by_key(rank)
 }

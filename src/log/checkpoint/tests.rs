@@ -30,8 +30,10 @@ fn items() -> Vec<Item> {
         Item::Segment {
             segment: SegmentId(4),
             epoch: Epoch(7),
-            file: 2,
+            file: Some(2),
             pages: 15,
+            lsns: (Lsn(3), Lsn(6)),
+            uploaded: true,
         },
         Item::ExtentLeaf(vec![(4096, 100, Location::new(SegmentId(4), 8192))]),
         Item::ExtentInner(vec![0]),

@@ -1,0 +1,253 @@
+//! Cold reads: bytes of segments that are in the remote only, or that are bad on the local disk.
+//!
+//! Fetched bytes never touch the map: a place in the log is what it was, whoever has its bytes.
+//!
+//! Invariants:
+//! 1. What comes from the remote is compared with the segment's sums, page by page, and the sums
+//!    with their own, before a byte is handed out.
+//! 2. A chunk is fetched once, however many wait for it. The fetch is a task of its own: nobody who
+//!    gives up takes it along.
+//! 3. A read that needs the remote ends within the uploader's time for a get.
+
+use super::read::DevicePart;
+use super::{Shard, pages_of};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Driver, DriverFile, Durability};
+use crate::log::objects;
+use crate::marks::{mark, planted};
+use crate::residency::Held;
+use crate::sync::signal::Signal;
+use crate::types::{PAGE, SegmentId};
+use crate::upload::manifest::segment_name;
+use bytes::{Bytes, BytesMut};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Pages that are fetched at least: 32 KiB cost hardly more time than one page, and eight times as
+/// few requests where reads are near each other.
+const CHUNK_PAGES: u32 = 8;
+
+/// Chunks of one request to the remote at most: 1 MiB, so that a large read is several streams.
+const RUN_CHUNKS_MAX: u32 = 32;
+
+/// Times that bytes which fail their checksum are asked for.
+const TRIES: u32 = 3;
+
+/// Stands for a segment's table of sums among its chunks.
+const TABLE: u32 = u32::MAX;
+
+/// A chunk on its way.
+#[derive(Default)]
+pub(super) struct Fetch {
+    result: RefCell<Option<Result<Bytes>>>,
+    done: Signal,
+}
+
+/// What is on its way, by segment and chunk.
+pub(super) type Fetches = BTreeMap<(SegmentId, u32), Rc<Fetch>>;
+
+impl<D: Driver> Shard<D> {
+    /// Reads and checks a part from the remote.
+    pub(super) async fn read_remote(&self, part: &DevicePart) -> Result<Bytes> {
+        let (first, count) = pages_of(part.at.offset(), part.len);
+        let pages = self.fetch_pages(&part.held, first, count).await;
+        let pages = pages.inspect_err(|error| {
+            if error.kind() == ErrorKind::Unavailable {
+                self.state().stats.offline_reads_blocked += 1;
+            }
+        })?;
+        let start = part.at.offset() as usize - first as usize * PAGE;
+        Ok(pages.slice(start..start + part.len as usize))
+    }
+
+    /// Pages of a segment, from the remote.
+    pub(super) async fn fetch_pages(
+        &self,
+        held: &Rc<Held>,
+        first: u32,
+        count: u32,
+    ) -> Result<Bytes> {
+        let chunks = first / CHUNK_PAGES..=(first + count - 1) / CHUNK_PAGES;
+        let fetches = self.start_fetches(held, chunks.clone());
+        let mut joined = BytesMut::new();
+        let mut single = None;
+        for fetch in &fetches {
+            let ready = || fetch.result.borrow().clone();
+            let bytes = fetch.done.until(ready).await?;
+            match fetches.len() {
+                1 => single = Some(bytes),
+                _ => joined.extend_from_slice(&bytes),
+            }
+        }
+        let bytes = single.unwrap_or_else(|| joined.freeze());
+        let start = (first - chunks.start() * CHUNK_PAGES) as usize * PAGE;
+        let end = start + count as usize * PAGE;
+        let short = || missing(held, "is shorter in the remote than it should be");
+        match bytes.len() < end {
+            true => Err(short()),
+            false => Ok(bytes.slice(start..end)),
+        }
+    }
+
+    /// The fetches of chunks: those under way, and new ones for runs of the others.
+    fn start_fetches(
+        &self,
+        held: &Rc<Held>,
+        chunks: std::ops::RangeInclusive<u32>,
+    ) -> Vec<Rc<Fetch>> {
+        let mut state = self.state();
+        let mut fetches = Vec::new();
+        let mut runs: Vec<(u32, Vec<Rc<Fetch>>)> = Vec::new();
+        for chunk in chunks {
+            if let Some(fetch) = state.fetches.get(&(held.id, chunk)) {
+                mark("fetch shared");
+                fetches.push(fetch.clone());
+                continue;
+            }
+            let fetch = Rc::new(Fetch::default());
+            state.fetches.insert((held.id, chunk), fetch.clone());
+            fetches.push(fetch.clone());
+            match runs.last_mut() {
+                Some((start, run))
+                    if *start + run.len() as u32 == chunk
+                        && (run.len() as u32) < RUN_CHUNKS_MAX =>
+                {
+                    run.push(fetch);
+                }
+                _ => runs.push((chunk, vec![fetch])),
+            }
+        }
+        drop(state);
+        for (start, run) in runs {
+            let (shard, held) = (self.clone(), held.clone());
+            self.0
+                .driver
+                .spawn(async move { shard.fetch_run(&held, start, run).await });
+        }
+        fetches
+    }
+
+    async fn fetch_run(&self, held: &Rc<Held>, start: u32, run: Vec<Rc<Fetch>>) {
+        let first = start * CHUNK_PAGES;
+        let count = (run.len() as u32 * CHUNK_PAGES).min(held.pages.get() - first);
+        let result = self.fetch(held, first, count).await;
+        for (index, fetch) in run.into_iter().enumerate() {
+            self.state()
+                .fetches
+                .remove(&(held.id, start + index as u32));
+            let piece = result.clone().map(|bytes| {
+                let from = (index * CHUNK_PAGES as usize * PAGE).min(bytes.len());
+                let to = (from + CHUNK_PAGES as usize * PAGE).min(bytes.len());
+                bytes.slice(from..to)
+            });
+            *fetch.result.borrow_mut() = Some(piece);
+            fetch.done.notify();
+        }
+    }
+
+    /// Gets pages and checks them. What is wrong may have become so on its way, and is asked for
+    /// again.
+    async fn fetch(&self, held: &Rc<Held>, first: u32, count: u32) -> Result<Bytes> {
+        let mut tries = 1;
+        loop {
+            match self.fetch_once(held, first, count).await {
+                Err(error) if error.kind() == ErrorKind::Corrupt && tries < TRIES => tries += 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn fetch_once(&self, held: &Rc<Held>, first: u32, count: u32) -> Result<Bytes> {
+        let sums = self.load_sums(held).await?;
+        let offset = objects::page_offset(held.pages.get(), first);
+        let bytes = self
+            .get(held, offset, u64::from(count) * PAGE as u64)
+            .await?;
+        mark("fetched from the remote");
+        for (page, index) in bytes.chunks_exact(PAGE).zip(first..) {
+            let sum = sums.get(index as usize).copied();
+            let good = index == 0 || sum == Some(held.identity.sum(index, page));
+            if !good && !planted("skip_remote_checksum") {
+                return Err(missing(held, "fails its checksum in the remote"));
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The sums of a segment, from the remote, fetched once for all who wait.
+    pub(super) async fn fetch_sums(&self, held: &Rc<Held>) -> Result<Rc<[u32]>> {
+        let (fetch, new) = {
+            let mut state = self.state();
+            match state.fetches.get(&(held.id, TABLE)) {
+                Some(fetch) => (fetch.clone(), false),
+                None => {
+                    let fetch = Rc::new(Fetch::default());
+                    state.fetches.insert((held.id, TABLE), fetch.clone());
+                    (fetch, true)
+                }
+            }
+        };
+        if new {
+            let (shard, held, fetch) = (self.clone(), held.clone(), fetch.clone());
+            self.0.driver.spawn(async move {
+                let len = objects::page_offset(held.pages.get(), 0);
+                let result = shard.get(&held, 0, len).await;
+                shard.state().fetches.remove(&(held.id, TABLE));
+                *fetch.result.borrow_mut() = Some(result);
+                fetch.done.notify();
+            });
+        }
+        let table = fetch.done.until(|| fetch.result.borrow().clone()).await?;
+        let sums = objects::parse_table(held.identity, held.pages.get(), &table);
+        sums.map(Into::into)
+            .ok_or_else(|| missing(held, "has no good table of sums in the remote"))
+    }
+
+    async fn get(&self, held: &Held, offset: u64, len: u64) -> Result<Bytes> {
+        let client = {
+            let state = self.0.state.borrow();
+            state.tier.as_ref().map(|tier| tier.client.clone())
+        };
+        let Some(client) = client else {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "these bytes are in the remote only: open the store with Config::remote",
+            ));
+        };
+        let name = segment_name(self.0.params.shard, held.id, held.epoch);
+        let bytes = client.get(name, offset, len).await?;
+        self.state().stats.remote_read_bytes += bytes.len() as u64;
+        match bytes.len() as u64 == len {
+            true => Ok(bytes),
+            false => Err(missing(held, "is cut short in the remote")),
+        }
+    }
+
+    /// Writes pages that were bad on the local disk anew, from what the remote has.
+    pub(super) async fn mend(&self, part: &DevicePart) -> Result<()> {
+        let (first, count) = pages_of(part.at.offset(), part.len);
+        let pages = self.fetch_pages(&part.held, first, count).await?;
+        let mut buf = self.0.driver.pool().take(pages.len());
+        buf.copy_from_slice(&pages);
+        let offset = u64::from(first) * PAGE as u64;
+        let mend = async {
+            let file = self.0.files.open_segment(&part.held).await?;
+            file.write(offset, buf.freeze(), Durability::Synced).await
+        };
+        mend.await.map_err(|error| {
+            Error::with_source(
+                ErrorKind::Poisoned,
+                "bad bytes cannot be written anew",
+                error,
+            )
+        })?;
+        mark("bad bytes mended from the remote");
+        self.state().stats.bytes_repaired += u64::from(part.len);
+        Ok(())
+    }
+}
+
+fn missing(held: &Held, what: &str) -> Error {
+    Error::corrupt(format!("a segment {what}: segment={}", held.id.0))
+}

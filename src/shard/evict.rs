@@ -1,0 +1,379 @@
+//! Eviction: segments that the remote has give their local files up, the coldest first.
+//!
+//! Invariants:
+//! 1. Only what counts in the bucket is evicted, and only what both newest checkpoints list: no
+//!    replay wants it.
+//! 2. A segment with a byte that its payload's policy keeps here stays, whoever else is in it.
+//! 3. Nobody reads a segment whose file goes.
+//! 4. A file that is given up is removed, not used again: an older checkpoint may say that the
+//!    segment is in it.
+
+use super::space::Purpose;
+use super::{Shard, State};
+use crate::config::RetentionPolicy;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Driver;
+use crate::marks::{mark, planted};
+use crate::payload_id::PayloadId;
+use crate::residency::Held;
+use crate::types::{Lsn, Nanos, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Share of the segments that may be held below which eviction begins, as a divisor, and its limits.
+const MARGIN_DIVISOR: usize = 8;
+const MARGIN_MAX: usize = 8;
+
+/// Payloads that are looked at between two looks at other work.
+const PAYLOADS_PER_STEP: usize = 256;
+
+/// How often files are looked for that a time to live has run out for, at most and at least.
+const TTL_PERIOD_MIN: Duration = Duration::from_millis(10);
+const TTL_PERIOD_MAX: Duration = Duration::from_secs(60);
+
+/// What may be evicted, by the payloads' policies and the store's.
+pub(super) struct Retention {
+    default: RetentionPolicy,
+    own: BTreeMap<PayloadNo, RetentionPolicy>,
+    /// How often they were changed.
+    changes: u64,
+    /// A pass that found nothing found it when all of this stood so.
+    futile: Option<Progress>,
+    /// The timer that looks for times to live is running.
+    timing: bool,
+}
+
+/// What eviction depends on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Progress {
+    published: Lsn,
+    covered: SegmentId,
+    changes: u64,
+    freed: u64,
+}
+
+impl Retention {
+    pub(super) fn new(default: RetentionPolicy) -> Retention {
+        Retention {
+            default,
+            own: BTreeMap::new(),
+            changes: 0,
+            futile: None,
+            timing: false,
+        }
+    }
+
+    fn of(&self, payload: PayloadNo) -> RetentionPolicy {
+        self.own.get(&payload).copied().unwrap_or(self.default)
+    }
+
+    /// The shortest time to live that anybody has.
+    fn shortest_ttl(&self) -> Option<Duration> {
+        let all = self.own.values().chain([&self.default]);
+        all.filter_map(|policy| match policy {
+            RetentionPolicy::Ttl(span) => Some(*span),
+            RetentionPolicy::Pin | RetentionPolicy::Lru => None,
+        })
+        .min()
+    }
+}
+
+impl State {
+    /// Whether a segment's file may go, policies aside.
+    fn is_evictable(&self, held: &Rc<Held>) -> bool {
+        let Some(tier) = &self.tier else {
+            return false;
+        };
+        let there = held.uploaded.get() && held.lsns.get().1 <= tier.published_next();
+        held.file().is_some()
+            && held.is_sealed()
+            && (there || planted("evict_before_upload"))
+            && held.id < self.upkeep.covered_by_all()
+            && Rc::strong_count(held) == 1
+    }
+
+    /// Whether checkpoints would make more segments evictable.
+    fn waits_for_checkpoint(&self) -> bool {
+        let covered = self.upkeep.covered_by_all();
+        let Some(tier) = &self.tier else {
+            return false;
+        };
+        let newest = self.upkeep.newest().map(|newest| newest.covers);
+        self.segments.iter().any(|held| {
+            let there = held.uploaded.get() && held.lsns.get().1 <= tier.published_next();
+            held.file().is_some() && held.is_sealed() && there && held.id >= covered
+        }) && (newest != Some(covered) || self.log.end().segment >= covered)
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            published: self
+                .tier
+                .as_ref()
+                .map_or(Lsn(0), |tier| tier.published_next()),
+            covered: self.upkeep.covered_by_all(),
+            changes: self.retention.changes,
+            freed: self.stats.cleaned_segments,
+        }
+    }
+
+    /// Whether eviction may happen at all now.
+    fn may_evict(&self) -> bool {
+        let tier = self.tier.as_ref();
+        tier.is_some_and(|tier| tier.is_well() && tier.eviction_enabled)
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Whether there is little room, and eviction may help.
+    pub(super) fn evicting_due(&self, state: &State) -> bool {
+        self.is_short_of_files(state)
+            && state.may_evict()
+            && state.retention.futile != Some(state.progress())
+            && (state.segments.iter().any(|held| state.is_evictable(held))
+                || state.waits_for_checkpoint())
+    }
+
+    fn is_short_of_files(&self, state: &State) -> bool {
+        let most = self.segments_max(state, Purpose::Data);
+        let margin = (most / MARGIN_DIVISOR).clamp(1, MARGIN_MAX);
+        state.space.wants_file() || state.segments.local().saturating_add(margin) > most
+    }
+
+    /// Makes room: evicts the coldest segments, or brings a checkpoint up that lets them go.
+    pub(super) async fn evict_coldest(&self) -> Result<()> {
+        let progress = self.0.state.borrow().progress();
+        let barred = self.barred(|policy, used, now| match policy {
+            RetentionPolicy::Pin => true,
+            RetentionPolicy::Ttl(span) => now.since(used) < span,
+            RetentionPolicy::Lru => false,
+        });
+        let barred = barred.await;
+        let mut evicted = 0;
+        loop {
+            let coldest = {
+                let state = self.0.state.borrow();
+                let may = self.is_short_of_files(&state) && state.may_evict();
+                let free = state
+                    .segments
+                    .iter()
+                    .filter(|held| may && state.is_evictable(held) && !barred.contains(&held.id));
+                free.min_by_key(|held| (held.used.get(), held.id)).cloned()
+            };
+            let Some(held) = coldest else { break };
+            evicted += self.evict_segment(held).await;
+        }
+        if evicted > 0 {
+            return Ok(());
+        }
+        if self.0.state.borrow().waits_for_checkpoint() {
+            self.checkpoint_anyway().await?;
+        }
+        let mut state = self.state();
+        if state.progress() == progress {
+            state.retention.futile = Some(progress);
+        }
+        Ok(())
+    }
+
+    /// Gives a segment's file up. Says how many bytes that frees.
+    async fn evict_segment(&self, held: Rc<Held>) -> u64 {
+        let Some(file) = self.state().segments.leave_file(&held) else {
+            return 0;
+        };
+        mark("segment evicted");
+        drop(held);
+        self.remove(file).await;
+        let mut state = self.state();
+        state.stats.evicted_segments += 1;
+        state.space.note_progress();
+        drop(state);
+        self.0.room.notify();
+        self.0.params.segment_bytes()
+    }
+
+    /// The segments with bytes that some payload's policy keeps here.
+    async fn barred(
+        &self,
+        keeps: impl Fn(RetentionPolicy, Nanos, Nanos) -> bool,
+    ) -> BTreeSet<SegmentId> {
+        let mut barred = BTreeSet::new();
+        let mut next = Some(PayloadNo(0));
+        let all_lru = {
+            let retention = &self.0.state.borrow().retention;
+            retention.own.is_empty() && retention.default == RetentionPolicy::Lru
+        };
+        if all_lru && !keeps(RetentionPolicy::Lru, Nanos(0), Nanos(0)) {
+            return barred;
+        }
+        while let Some(from) = next.take() {
+            {
+                let state = self.0.state.borrow();
+                let now = self.now();
+                for (count, (number, payload)) in state.map.payloads_from(from).enumerate() {
+                    if count == PAYLOADS_PER_STEP {
+                        next = Some(number);
+                        break;
+                    }
+                    let policy = state.retention.of(number);
+                    if policy == RetentionPolicy::Lru && !keeps(policy, now, now) {
+                        continue;
+                    }
+                    for extent in payload.extents.range(0, PAYLOAD_BYTES_MAX) {
+                        let id = extent.at().segment();
+                        let used = state.segments.find(id).map(|held| held.used.get());
+                        if keeps(policy, used.unwrap_or_default(), now) {
+                            barred.insert(id);
+                        }
+                    }
+                }
+            }
+            self.yield_now().await;
+        }
+        barred
+    }
+
+    /// Frees a payload's local bytes, once the remote has them.
+    pub(super) async fn evict(&self, id: &PayloadId) -> Result<u64> {
+        if !self
+            .0
+            .state
+            .borrow()
+            .tier
+            .as_ref()
+            .is_some_and(|tier| tier.eviction_enabled)
+        {
+            let message = "eviction is disabled: enable it with set_eviction_enabled";
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        self.wait_remote(id).await?;
+        let segments = {
+            let state = self.0.state.borrow();
+            let number = state.map.number(id).ok_or_else(Error::not_found)?;
+            if state.retention.of(number) == RetentionPolicy::Pin {
+                return Ok(0);
+            }
+            let payload = state.map.payload(number).expect("a name has a payload");
+            let extents = payload.extents.range(0, PAYLOAD_BYTES_MAX);
+            extents.map(|extent| extent.at().segment()).collect()
+        };
+        self.evict_segments(segments).await
+    }
+
+    async fn evict_segments(&self, segments: BTreeSet<SegmentId>) -> Result<u64> {
+        // Two checkpoints have to list a segment before its file may go.
+        for _ in 0..2 {
+            let uncovered = {
+                let state = self.0.state.borrow();
+                let local = |id: &&SegmentId| {
+                    state
+                        .segments
+                        .find(**id)
+                        .is_some_and(|held| held.file().is_some())
+                };
+                let last = segments.iter().rfind(local);
+                last.is_some_and(|last| *last >= state.upkeep.covered_by_all())
+            };
+            if uncovered {
+                self.checkpoint_anyway().await?;
+            }
+        }
+        let barred = self
+            .barred(|policy, _, _| policy == RetentionPolicy::Pin)
+            .await;
+        let mut freed = 0;
+        for id in segments.difference(&barred) {
+            let held = {
+                let state = self.0.state.borrow();
+                let held = state.segments.find(*id);
+                held.filter(|held| state.is_evictable(held)).cloned()
+            };
+            if let Some(held) = held {
+                freed += self.evict_segment(held).await;
+            }
+        }
+        Ok(freed)
+    }
+
+    pub(super) fn set_retention(
+        &self,
+        id: Option<&PayloadId>,
+        policy: RetentionPolicy,
+    ) -> Result<()> {
+        let mut state = self.state();
+        let state = &mut *state;
+        match id {
+            Some(id) => {
+                let number = state.map.number(id).ok_or_else(Error::not_found)?;
+                state.retention.own.insert(number, policy);
+            }
+            None => state.retention.default = policy,
+        }
+        state.retention.changes += 1;
+        self.0.upkeep_due.notify();
+        Ok(())
+    }
+
+    pub(super) fn set_eviction_enabled(&self, enabled: bool) {
+        let mut state = self.state();
+        state.retention.changes += 1;
+        if let Some(tier) = &mut state.tier {
+            tier.eviction_enabled = enabled;
+        }
+        drop(state);
+        self.0.upkeep_due.notify();
+    }
+
+    /// Starts the timer that evicts what a time to live has run out for, if anybody has one.
+    pub(super) fn start_ttl_timer(&self) {
+        let mut state = self.state();
+        let idle = state.tier.is_none() || state.retention.shortest_ttl().is_none();
+        if idle || std::mem::replace(&mut state.retention.timing, true) {
+            return;
+        }
+        drop(state);
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            loop {
+                let ttl = shard.0.state.borrow().retention.shortest_ttl();
+                let Some(ttl) = ttl else { break };
+                let period = (ttl / 4).clamp(TTL_PERIOD_MIN, TTL_PERIOD_MAX);
+                shard.0.driver.sleep(period).await;
+                if shard.0.state.borrow().may_evict()
+                    && let Err(error) = shard.evict_expired().await
+                {
+                    tracing::warn!(%error, "what has expired could not be evicted");
+                }
+            }
+            shard.state().retention.timing = false;
+        });
+    }
+
+    /// Evicts what no payload keeps here any more, of those that have a time to live.
+    async fn evict_expired(&self) -> Result<()> {
+        let expires = |state: &State, held: &Rc<Held>| {
+            let idle = self.now().since(held.used.get());
+            let ttl = state.retention.shortest_ttl();
+            held.file().is_some() && held.is_sealed() && ttl.is_some_and(|ttl| idle >= ttl)
+        };
+        let old: BTreeSet<SegmentId> = {
+            let state = self.0.state.borrow();
+            let old = state.segments.iter().filter(|held| expires(&state, held));
+            old.map(|held| held.id).collect()
+        };
+        if old.is_empty() {
+            return Ok(());
+        }
+        let barred = self.barred(|policy, used, now| match policy {
+            RetentionPolicy::Ttl(span) => now.since(used) < span,
+            RetentionPolicy::Pin | RetentionPolicy::Lru => true,
+        });
+        let barred = barred.await;
+        let expired: BTreeSet<SegmentId> = old.difference(&barred).copied().collect();
+        if !expired.is_empty() {
+            self.evict_segments(expired).await?;
+        }
+        Ok(())
+    }
+}

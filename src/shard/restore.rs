@@ -1,0 +1,291 @@
+//! Restoring a directory from the remote alone, so that it can be opened like any other.
+//!
+//! The remote is taken first: from then on nobody else publishes, and what the manifest names stays.
+//! Of every shard the checkpoint is fetched, and the segments behind it; everything else stays where
+//! it is until somebody reads it.
+//!
+//! Invariants:
+//! 1. The superblock comes last: until it is there, the directory is no store, and what was begun is
+//!    begun anew.
+//! 2. Nothing that came from the remote is written before it was checked.
+
+use super::checkpoint::checkpoint_name;
+use super::files::segment_name;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Driver, DriverFile, Durability, OpenMode};
+use crate::log::checkpoint::{CHUNK_BYTES_MAX, Encoder, Item, decode_chunk, identity};
+use crate::log::checksum::Identity;
+use crate::log::objects;
+use crate::log::segment::SegmentHead;
+use crate::marks::mark;
+use crate::superblock::{self, RESTORE, Superblock, random_id};
+use crate::types::{PAGE, ShardId};
+use crate::upload::Client;
+use crate::upload::manifest::{
+    Base, Manifest, Object, ShardState, base_name, segment_name as name_of,
+};
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, TryStreamExt};
+use std::io;
+
+/// Times that bytes which fail their checksum are asked for.
+const TRIES: u32 = 3;
+
+/// Bytes that are fetched at once.
+const GET_BYTES: u64 = 4 << 20;
+
+/// Restores the driver's directory, which must be empty, from what the remote holds.
+pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Client) -> Result<()> {
+    prepare(driver).await?;
+    let node = random_id(driver);
+    // Far beyond what any other directory of this store can have reached: no name is used twice.
+    let ahead = driver.random() >> 32;
+    let manifest = client.take_over(node, ahead).await?;
+    if let Some(shards) = config.shards
+        && shards != manifest.shards.len()
+    {
+        return Err(Error::invalid(format!(
+            "the store was made with another number of shards, leave it out or give that: \
+             made_with={} shards={shards}",
+            manifest.shards.len()
+        )));
+    }
+    for (index, state) in manifest.shards.iter().enumerate() {
+        let restore = Restore {
+            driver,
+            client,
+            manifest: &manifest,
+            shard: ShardId(index as u16),
+        };
+        restore.shard(state).await?;
+    }
+    mark("restored from the remote");
+    let superblock = Superblock {
+        store: manifest.store,
+        node,
+        epoch: manifest.epoch,
+        shards: manifest.shards.len() as u32,
+        segment_bytes: manifest.segment_bytes,
+    };
+    superblock::make(driver, &superblock).await?;
+    let unmark = async {
+        driver.unlink(RESTORE).await?;
+        driver.sync_dir("").await
+    };
+    unmark.await.map_err(failed)
+}
+
+/// Makes sure that the directory is empty, but for what an earlier restore has begun.
+async fn prepare<D: Driver>(driver: &D) -> Result<()> {
+    let entries = driver.list("").await.map_err(failed)?;
+    let begun = entries.iter().any(|entry| entry.name == RESTORE);
+    if begun {
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.name.starts_with("shard-"))
+        {
+            for file in driver.list(&entry.name).await.map_err(failed)? {
+                let path = format!("{}/{}", entry.name, file.name);
+                driver.unlink(&path).await.map_err(failed)?;
+            }
+        }
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.name.starts_with("STORE"))
+        {
+            driver.unlink(&entry.name).await.map_err(failed)?;
+        }
+        return Ok(());
+    }
+    let ours = |name: &str| name == "LOCK" || name == "lost+found";
+    if let Some(other) = entries.iter().find(|entry| !ours(&entry.name)) {
+        return Err(Error::invalid(format!(
+            "a store is rebuilt in an empty directory, give another one: found={:?}",
+            other.name
+        )));
+    }
+    let make = async {
+        let file = driver.open(RESTORE, OpenMode::CreateNew).await?;
+        file.sync().await?;
+        driver.sync_dir("").await
+    };
+    make.await.map_err(failed)
+}
+
+struct Restore<'a, D: Driver> {
+    driver: &'a D,
+    client: &'a Client,
+    manifest: &'a Manifest,
+    shard: ShardId,
+}
+
+impl<D: Driver> Restore<'_, D> {
+    fn path(&self, name: &str) -> String {
+        format!("shard-{:04}/{name}", self.shard.0)
+    }
+
+    async fn shard(&self, state: &ShardState) -> Result<()> {
+        let dir = format!("shard-{:04}", self.shard.0);
+        self.driver.create_dir(&dir).await.map_err(failed)?;
+        if let Some(base) = &state.base {
+            let chunks = again(async || self.checkpoint(base).await).await?;
+            self.write_checkpoint(base, chunks).await?;
+        }
+        let segments = state.tail.iter().enumerate();
+        let segments: FuturesUnordered<_> = segments
+            .map(|(file, object)| self.segment(file as u64, object))
+            .collect();
+        segments.try_collect::<()>().await?;
+        self.driver.sync_dir(&dir).await.map_err(failed)?;
+        self.driver.sync_dir("").await.map_err(failed)
+    }
+
+    /// A checkpoint as it is, but that all segments are in the remote only.
+    async fn checkpoint(&self, base: &Base) -> Result<Vec<Vec<u8>>> {
+        let name = base_name(self.shard, base.sequence, base.epoch);
+        let whole = self.get_all(&name, base.bytes).await?;
+        let identity = identity(&self.manifest.store, self.shard, base.sequence);
+        let mut encoder = Encoder::new(identity);
+        let mut chunks = Vec::new();
+        for (index, chunk) in (0u32..).zip(whole.chunks(CHUNK_BYTES_MAX)) {
+            let (items, _) = decode_chunk(identity, index, chunk)
+                .map_err(|malformed| bad(&name, malformed.0))?;
+            for item in items {
+                chunks.extend(encoder.push(&remote_only(item)));
+            }
+        }
+        chunks.push(encoder.finish());
+        Ok(chunks)
+    }
+
+    async fn write_checkpoint(&self, base: &Base, chunks: Vec<Vec<u8>>) -> Result<()> {
+        let path = self.path(&checkpoint_name(base.sequence));
+        let write = async {
+            let file = self.driver.open(&path, OpenMode::CreateNew).await?;
+            let mut offset = 0;
+            for chunk in chunks {
+                let mut buf = self.driver.pool().take(chunk.len());
+                buf.copy_from_slice(&chunk);
+                file.write(offset, buf.freeze(), Durability::Visible)
+                    .await?;
+                offset += chunk.len() as u64;
+            }
+            file.sync().await
+        };
+        write.await.map_err(failed)
+    }
+
+    /// The pages of a segment of the tail, each checked.
+    async fn fetch(&self, object: &Object) -> Result<Bytes> {
+        let name = name_of(self.shard, object.segment, object.epoch);
+        let pages = object.pages;
+        let length = objects::page_offset(pages, pages);
+        if u64::from(pages) * PAGE as u64 > self.manifest.segment_bytes {
+            return Err(bad(&name, "it is longer than a segment"));
+        }
+        let whole = self.get_all(&name, length).await?;
+        let identity = Identity::new(
+            &self.manifest.store,
+            self.shard,
+            object.segment,
+            object.epoch,
+        );
+        let mut data = whole;
+        let table = data.split_to(objects::page_offset(pages, 0) as usize);
+        let sums = objects::parse_table(identity, pages, &table)
+            .ok_or_else(|| bad(&name, "its table fails its checksum"))?;
+        for ((page, sum), index) in data.chunks_exact(PAGE).zip(sums).zip(0..) {
+            let good = match index {
+                0 => SegmentHead::parse(page).is_ok(),
+                _ => identity.sum(index, page) == sum,
+            };
+            if !good {
+                return Err(bad(&name, "it fails its checksum"));
+            }
+        }
+        Ok(data)
+    }
+
+    async fn segment(&self, number: u64, object: &Object) -> Result<()> {
+        let data = again(async || self.fetch(object).await).await?;
+        let path = self.path(&segment_name(number));
+        let write = async {
+            let file = self.driver.open(&path, OpenMode::CreateNew).await?;
+            file.allocate(self.manifest.segment_bytes).await?;
+            for (index, piece) in data.chunks(1 << 20).enumerate() {
+                let mut buf = self.driver.pool().take(piece.len());
+                buf.copy_from_slice(piece);
+                let offset = (index << 20) as u64;
+                file.write(offset, buf.freeze(), Durability::Visible)
+                    .await?;
+            }
+            file.sync().await
+        };
+        write.await.map_err(failed)
+    }
+
+    async fn get_all(&self, name: &str, length: u64) -> Result<Bytes> {
+        let mut whole = Vec::new();
+        while (whole.len() as u64) < length {
+            let offset = whole.len() as u64;
+            let len = (length - offset).min(GET_BYTES);
+            let piece = self.client.get(name.to_owned(), offset, len).await?;
+            if piece.len() as u64 != len {
+                return Err(bad(name, "it is cut short"));
+            }
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.into())
+    }
+}
+
+/// Tries again what may have gone bad on its way.
+async fn again<T>(what: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let mut tries = 1;
+    loop {
+        match what().await {
+            Err(error) if error.kind() == ErrorKind::Corrupt && tries < TRIES => tries += 1,
+            result => return result,
+        }
+    }
+}
+
+/// An item of a checkpoint, for a directory that has no segments.
+fn remote_only(item: Item) -> Item {
+    match item {
+        Item::Segment {
+            segment,
+            epoch,
+            pages,
+            lsns,
+            ..
+        } => Item::Segment {
+            segment,
+            epoch,
+            file: None,
+            pages,
+            lsns,
+            uploaded: true,
+        },
+        item => item,
+    }
+}
+
+fn bad(name: &str, why: &str) -> Error {
+    Error::corrupt(format!(
+        "an object of the remote is bad, {why}: name={name}"
+    ))
+}
+
+fn failed(error: io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::StorageFull => ErrorKind::Full,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            ErrorKind::InvalidInput
+        }
+        _ => ErrorKind::Poisoned,
+    };
+    let message = format!("the directory cannot be restored: cause={error}");
+    Error::with_source(kind, message, error)
+}

@@ -1,0 +1,713 @@
+//! The shard's side of the remote tier: what is uploaded, in which order, and from when on it counts.
+//!
+//! Sealed segments are uploaded as they are, several at once; what counts in the bucket is only ever
+//! the log up to some segment, without a gap. Now and then a checkpoint is uploaded, too, and the
+//! segments behind it alone count from then on, with those that the checkpoint refers to.
+//!
+//! Invariants:
+//! 1. A segment is uploaded when all of it is durable here, and compared with its sums before.
+//! 2. A state is published only when every segment that it names, or that its checkpoint may refer
+//!    to, is in the bucket. The cleaner may have made the checkpoint refer to what was logged while
+//!    it was written, so it counts only together with all segments up to its end.
+//! 3. An object is deleted only when a published checkpoint was begun after the last reference to
+//!    its segment had gone.
+//!
+//! Deliberately not here: how the bucket is spoken to (`upload`), and reading from it (`cold`).
+
+use super::checkpoint::checkpoint_name;
+use super::{Shard, State, within};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Driver, DriverFile, OpenMode};
+use crate::log::objects;
+use crate::marks::{mark, planted};
+use crate::payload_id::PayloadId;
+use crate::remote::Created;
+use crate::residency::{Held, Segments};
+use crate::stats::Stats;
+use crate::types::{Lsn, Nanos, PAGE, SegmentId};
+use crate::upload::manifest::{
+    Base, Object, ShardState, base_name, base_prefix, parse_segment_name, segment_name,
+    segment_prefix,
+};
+use crate::upload::{Client, Needs};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Bytes of segments on their way to the uploader, for the whole store: 16 streams of 4 MiB.
+const UPLOAD_BYTES_MAX: u64 = 64 << 20;
+
+/// Bytes that are read at once for an upload.
+const READ_PAGES: u32 = 256;
+
+/// Segments behind the published checkpoint from which on another one is worth its upload: few
+/// enough that a node is rebuilt in a moment.
+const TAIL_SEGMENTS_MAX: usize = 32;
+
+/// Bytes of published segments per byte of published checkpoint.
+const TAIL_PER_BASE: u64 = 20;
+
+/// How often somebody who waits for the bucket looks whether it is away.
+const HEALTH_PERIOD: Duration = Duration::from_millis(250);
+
+/// Pause before something that failed here is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// A checkpoint that is in the bucket and does not count yet.
+struct Uploaded {
+    base: Base,
+    next: Lsn,
+    /// It counts with all segments up to here.
+    last: Option<SegmentId>,
+    /// What it may refer to, kept from being freed.
+    _held: Vec<Rc<Held>>,
+}
+
+/// What the shard knows of its remote tier.
+pub(super) struct Tier {
+    pub(super) client: Client,
+    /// What counts in the bucket; `None` until the bucket is taken.
+    published: Option<ShardState>,
+    /// Why nothing more will be uploaded.
+    ended: Option<Error>,
+    /// Somebody waits for this batch to count.
+    wanted: Lsn,
+    uploading: BTreeSet<SegmentId>,
+    /// What could not be uploaded, and why.
+    stuck: BTreeMap<SegmentId, Error>,
+    uploaded: Option<Uploaded>,
+    /// From which batches on other shards are needed, and how far.
+    needs: Vec<Needs>,
+    /// Objects of freed segments, with the first checkpoint that cannot refer to them.
+    garbage: Vec<(u64, String)>,
+    /// Another checkpoint is being uploaded.
+    rebasing: bool,
+    /// The operator lets eviction happen.
+    pub(super) eviction_enabled: bool,
+}
+
+impl Tier {
+    pub(super) fn new(client: Client) -> Tier {
+        Tier {
+            client,
+            published: None,
+            ended: None,
+            wanted: Lsn(0),
+            uploading: BTreeSet::new(),
+            stuck: BTreeMap::new(),
+            uploaded: None,
+            needs: Vec::new(),
+            garbage: Vec::new(),
+            rebasing: false,
+            eviction_enabled: true,
+        }
+    }
+
+    /// The batch behind the last one that counts in the bucket.
+    pub(super) fn published_next(&self) -> Lsn {
+        self.published.as_ref().map_or(Lsn(1), |state| state.next)
+    }
+
+    /// Whether the bucket is this engine's and answers.
+    pub(super) fn is_well(&self) -> bool {
+        self.published.is_some() && self.ended.is_none() && self.client.health().is_good()
+    }
+
+    /// Why the bucket is bad, if it is.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let ended = self.ended.as_ref().map(Error::to_string);
+        ended.or_else(|| self.client.health().bad().map(|(_, why)| why))
+    }
+
+    /// The remote's part of the figures.
+    pub(super) fn count(&self, segments: &Segments, now: Nanos, stats: &mut Stats) {
+        let waits = |held: &&Rc<Held>| held.is_sealed() && !held.uploaded.get();
+        stats.has_remote = true;
+        stats.pending_syncs = segments.iter().filter(waits).count() as u64;
+        stats.pending_uploads = self.uploading.len() as u64;
+        stats.failed_syncs = self.stuck.len() as u64;
+        stats.remote_healthy = self.trouble().is_none();
+        stats.eviction_suspended = !self.eviction_enabled || !stats.remote_healthy;
+        let bad = self.client.health().bad();
+        stats.outage_duration_seconds =
+            bad.map_or(0.0, |(since, _)| now.since(since).as_secs_f64());
+    }
+
+    /// Notes that what is logged from a batch on needs other shards' logs.
+    pub(super) fn note_needs(&mut self, needs: Needs) {
+        self.needs.push(needs);
+    }
+
+    /// A segment was freed: its object goes when a checkpoint of this sequence or a later one
+    /// counts.
+    pub(super) fn note_freed(&mut self, name: String, sequence: u64) {
+        self.garbage.push((sequence, name));
+    }
+}
+
+impl State {
+    /// The next segment to be uploaded, if there is one and room for it.
+    fn next_upload(&self, segments_max: usize) -> Option<Rc<Held>> {
+        let tier = self.tier.as_ref()?;
+        if tier.published.is_none() || tier.ended.is_some() || tier.uploading.len() >= segments_max
+        {
+            return None;
+        }
+        let waits = |held: &&Rc<Held>| {
+            let begun = tier.uploading.contains(&held.id) || tier.stuck.contains_key(&held.id);
+            held.is_sealed() && !held.uploaded.get() && !begun
+        };
+        self.segments.iter().find(waits).cloned()
+    }
+
+    /// What may be published now, if it is more than what is.
+    fn publishable(&self) -> Option<ShardState> {
+        let tier = self.tier.as_ref()?;
+        let published = tier.published.as_ref()?;
+        let rebased = tier.uploaded.as_ref().and_then(|uploaded| {
+            let begun = ShardState {
+                next: uploaded.next,
+                base: Some(uploaded.base),
+                tail: Vec::new(),
+            };
+            let (state, reached) = self.extended(begun);
+            (reached >= uploaded.last).then_some(state)
+        });
+        if rebased.is_some() {
+            return rebased;
+        }
+        let (state, _) = self.extended(published.clone());
+        (state.next > published.next).then_some(state)
+    }
+
+    /// A state with all uploaded segments that follow without a gap, and up to which segment
+    /// everything is uploaded.
+    fn extended(&self, mut state: ShardState) -> (ShardState, Option<SegmentId>) {
+        let mut reached = None;
+        for held in self.segments.iter() {
+            let (first, next) = held.lsns.get();
+            if !held.is_sealed() || !(held.uploaded.get() || planted("publish_out_of_order")) {
+                break;
+            }
+            if next > state.next {
+                if first > state.next {
+                    break;
+                }
+                state.next = next;
+                state.tail.push(Object {
+                    segment: held.id,
+                    epoch: held.epoch,
+                    first,
+                    next,
+                    pages: held.pages.get(),
+                });
+            }
+            reached = Some(held.id);
+        }
+        (state, reached)
+    }
+
+    /// Whether segments are gone that would have to come next, so that only a checkpoint helps.
+    fn has_gap(&self) -> bool {
+        let Some(published) = self.tier.as_ref().and_then(|tier| tier.published.as_ref()) else {
+            return false;
+        };
+        let behind = |held: &&Rc<Held>| held.is_sealed() && held.lsns.get().1 > published.next;
+        let next = self.segments.iter().find(behind);
+        next.is_some_and(|held| held.lsns.get().0 > published.next)
+    }
+
+    /// Whether another checkpoint is worth its upload.
+    fn rebase_due(&self) -> bool {
+        let Some(tier) = &self.tier else {
+            return false;
+        };
+        let Some(published) = &tier.published else {
+            return false;
+        };
+        if tier.rebasing || tier.uploaded.is_some() || tier.ended.is_some() {
+            return false;
+        }
+        let tail: u64 = published
+            .tail
+            .iter()
+            .map(|object| u64::from(object.pages))
+            .sum();
+        let base = published.base.map_or(0, |base| base.bytes);
+        let long = published.tail.len() >= TAIL_SEGMENTS_MAX
+            && tail * PAGE as u64 >= TAIL_PER_BASE * base.max(self.last_checkpoint_bytes());
+        let sequence = published.base.map_or(0, |base| base.sequence);
+        let waiting = tier.garbage.iter().any(|(needed, _)| *needed > sequence);
+        long || self.has_gap() || (waiting && self.commit.at_rest)
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Starts the tasks that keep the remote up with the log.
+    pub(super) fn spawn_tier(&self) {
+        if self.0.state.borrow().tier.is_none() {
+            return;
+        }
+        let shard = self.clone();
+        self.0
+            .driver
+            .spawn(async move { shard.keep_remote_up().await });
+    }
+
+    fn client(&self) -> Option<Client> {
+        let state = self.0.state.borrow();
+        state.tier.as_ref().map(|tier| tier.client.clone())
+    }
+
+    async fn keep_remote_up(&self) {
+        let Some(client) = self.client() else { return };
+        let recovered = self.0.state.borrow().log.end().next_lsn;
+        let claimed = client.claimed(self.0.params.shard, recovered).await;
+        {
+            let mut state = self.state();
+            let state = &mut *state;
+            let tier = state.tier.as_mut().expect("it does not go");
+            let ahead = claimed.as_ref().is_ok_and(|there| there.next > recovered);
+            match claimed {
+                Ok(_) if ahead => {
+                    tier.ended = Some(Error::new(
+                        ErrorKind::Poisoned,
+                        "the remote is ahead of this directory, which seems to be an old copy: \
+                         rebuild it from the remote",
+                    ));
+                }
+                Ok(published) => {
+                    for object in &published.tail {
+                        if let Some(held) = state.segments.find(object.segment)
+                            && held.epoch == object.epoch
+                        {
+                            held.uploaded.set(true);
+                        }
+                    }
+                    tier.published = Some(published);
+                }
+                Err(error) => tier.ended = Some(error),
+            }
+        }
+        self.0.tier_changed.notify();
+        self.0.upkeep_due.notify();
+        if self
+            .0
+            .state
+            .borrow()
+            .tier
+            .as_ref()
+            .is_some_and(|tier| tier.ended.is_some())
+        {
+            return;
+        }
+        let loops: [std::pin::Pin<Box<dyn Future<Output = ()>>>; 3] = [
+            Box::pin(self.clone().upload_all()),
+            Box::pin(self.clone().publish_all()),
+            Box::pin(self.clone().rebase_all()),
+        ];
+        loops.into_iter().for_each(|task| self.0.driver.spawn(task));
+        let shard = self.clone();
+        self.0.driver.spawn(async move { shard.sweep().await });
+    }
+
+    /// Uploads sealed segments, oldest first, several at once.
+    async fn upload_all(self) {
+        let share = UPLOAD_BYTES_MAX / self.0.params.shards as u64;
+        let most = self.0.params.segments_of(share).max(2);
+        loop {
+            let next = || self.0.state.borrow().next_upload(most);
+            let held = self.0.tier_changed.until(next).await;
+            let mut state = self.state();
+            let tier = state.tier.as_mut().expect("it does not go");
+            tier.uploading.insert(held.id);
+            drop(state);
+            let shard = self.clone();
+            self.0.driver.spawn(async move {
+                let result = shard.upload_segment(&held).await;
+                let mut state = shard.state();
+                let tier = state.tier.as_mut().expect("it does not go");
+                tier.uploading.remove(&held.id);
+                match result {
+                    Ok(()) => {
+                        held.uploaded.set(true);
+                        state.stats.completed_syncs += 1;
+                    }
+                    Err(error) => {
+                        tracing::error!(segment = held.id.0, %error, "a segment is not uploaded");
+                        tier.stuck.insert(held.id, error);
+                    }
+                }
+                drop(state);
+                drop(held);
+                shard.0.tier_changed.notify();
+                shard.0.upkeep_due.notify();
+            });
+        }
+    }
+
+    async fn upload_segment(&self, held: &Rc<Held>) -> Result<()> {
+        let (_, next) = held.lsns.get();
+        self.durable(Lsn(next.0 - 1)).await?;
+        self.footers_durable(held.id).await?;
+        let sums = self.load_sums(held).await?;
+        let table = objects::table(held.identity, &sums);
+        let mut body = vec![Bytes::from(table.clone())];
+        let pages = held.pages.get();
+        let mut first = 0;
+        while first < pages {
+            let count = READ_PAGES.min(pages - first);
+            body.push(self.read_checked(held, first, count, &sums).await?);
+            first += count;
+        }
+        let client = self.client().expect("it does not go");
+        let name = segment_name(self.0.params.shard, held.id, held.epoch);
+        match client.create(name.clone(), body).await? {
+            Created::New => Ok(()),
+            // An earlier try, or an earlier opening, has made it: if it is the same.
+            Created::Exists => {
+                mark("segment was uploaded at an earlier try");
+                match client.get(name, 0, table.len() as u64).await {
+                    Ok(there) if there == table => Ok(()),
+                    Ok(_) => Err(Error::corrupt(format!(
+                        "the remote has another segment of this name: segment={}",
+                        held.id.0
+                    ))),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Publishes whatever may be, one state at a time.
+    async fn publish_all(self) {
+        let client = self.client().expect("it does not go");
+        loop {
+            let next = || self.0.state.borrow().publishable();
+            let next = self.0.tier_changed.until(next).await;
+            let needs = self
+                .0
+                .state
+                .borrow()
+                .tier
+                .as_ref()
+                .map(|tier| tier.needs.clone());
+            let result = client
+                .publish(self.0.params.shard, next.clone(), needs.unwrap_or_default())
+                .await;
+            match result {
+                Ok(()) => self.note_published(next).await,
+                Err(error) => {
+                    let mut state = self.state();
+                    state.tier.as_mut().expect("it does not go").ended = Some(error);
+                    drop(state);
+                    self.0.tier_changed.notify();
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn note_published(&self, next: ShardState) {
+        let old = {
+            let mut state = self.state();
+            let tier = state.tier.as_mut().expect("it does not go");
+            tier.needs.retain(|needs| needs.from >= next.next);
+            let before = tier.published.replace(next.clone());
+            let replaced = before.and_then(|before| before.base);
+            match next.base {
+                Some(base) if Some(base) != replaced => {
+                    tier.uploaded = None;
+                    let shard = self.0.params.shard;
+                    replaced.map(|old| base_name(shard, old.sequence, old.epoch))
+                }
+                _ => None,
+            }
+        };
+        self.0.tier_changed.notify();
+        self.0.upkeep_due.notify();
+        self.0.room.notify();
+        self.delete_objects(old.into_iter().collect());
+        self.collect_garbage();
+    }
+
+    /// Deletes the objects of segments that were freed, as far as the published checkpoint lets
+    /// them go.
+    pub(super) fn collect_garbage(&self) {
+        let names = {
+            let mut state = self.state();
+            let Some(tier) = &mut state.tier else { return };
+            let base = tier.published.as_ref().and_then(|published| published.base);
+            let sequence = base.map_or(0, |base| base.sequence);
+            let gone = |(needed, _): &mut (u64, String)| *needed <= sequence;
+            let gone = tier.garbage.extract_if(.., gone).map(|(_, name)| name);
+            gone.collect()
+        };
+        self.delete_objects(names);
+    }
+
+    /// Deletes objects in the background; those that stay behind are swept at the next opening.
+    fn delete_objects(&self, names: Vec<String>) {
+        if names.is_empty() {
+            return;
+        }
+        mark("objects deleted");
+        let client = self.client().expect("it does not go");
+        self.0.driver.spawn(async move {
+            if let Err(error) = client.delete(names).await {
+                tracing::warn!(%error, "objects that nothing needs stay in the remote");
+            }
+        });
+    }
+
+    /// Uploads a checkpoint whenever one is worth it.
+    async fn rebase_all(self) {
+        loop {
+            let due = || self.0.state.borrow().rebase_due().then_some(());
+            self.0.tier_changed.until(due).await;
+            if let Err(error) = self.rebase().await {
+                tracing::warn!(shard = self.0.params.shard.0, %error, "no checkpoint uploaded");
+                if self.check_poison().is_err() {
+                    return;
+                }
+                self.0.driver.sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+
+    /// Uploads a checkpoint of the log as it is; it counts when the segments up to it do.
+    pub(super) async fn rebase(&self) -> Result<()> {
+        {
+            let mut state = self.state();
+            let tier = state.tier.as_mut().expect("it does not go");
+            if std::mem::replace(&mut tier.rebasing, true) {
+                return Ok(());
+            }
+        }
+        let result = self.try_rebase().await;
+        let mut state = self.state();
+        let tier = state.tier.as_mut().expect("it does not go");
+        tier.rebasing = false;
+        let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
+        drop(state);
+        self.0.tier_changed.notify();
+        result
+    }
+
+    async fn try_rebase(&self) -> Result<Uploaded> {
+        self.seal_open().await?;
+        self.checkpoint().await?;
+        let (newest, held) = {
+            let state = self.0.state.borrow();
+            let newest = state.upkeep.newest();
+            let sealed = state.segments.iter().filter(|held| held.is_sealed());
+            (newest, sealed.cloned().collect::<Vec<_>>())
+        };
+        let newest = newest.ok_or_else(|| Error::internal("a checkpoint has gone"))?;
+        let base = Base {
+            sequence: newest.sequence,
+            epoch: self.0.params.epoch,
+            bytes: newest.bytes,
+        };
+        let name = base_name(self.0.params.shard, base.sequence, base.epoch);
+        let body = self.read_checkpoint(newest.sequence, newest.bytes).await?;
+        // Made at an earlier try, it is the same: a sequence is used once in an opening.
+        self.client()
+            .expect("it does not go")
+            .create(name, body)
+            .await?;
+        // What the cleaner has moved meanwhile has to be in the bucket, too.
+        self.seal_open().await?;
+        let last = {
+            let state = self.0.state.borrow();
+            let newest = state.segments.iter().rev().find(|held| held.is_sealed());
+            newest.map(|held| held.id)
+        };
+        mark("checkpoint uploaded");
+        Ok(Uploaded {
+            base,
+            next: newest.next,
+            last,
+            _held: held,
+        })
+    }
+
+    /// Uploads a checkpoint of all there is, and waits until it counts.
+    pub(super) async fn leave_checkpoint(&self) -> Result<()> {
+        let behind = {
+            let state = self.0.state.borrow();
+            let published = state.tier.as_ref().and_then(|tier| tier.published.as_ref());
+            published.is_some_and(|published| !published.tail.is_empty())
+        };
+        if !behind {
+            return Ok(());
+        }
+        self.rebase().await?;
+        let done = || {
+            let state = self.0.state.borrow();
+            let tier = state.tier.as_ref().expect("it does not go");
+            let ended = tier.ended.clone().map(Err);
+            ended.or_else(|| (tier.uploaded.is_none() && !tier.rebasing).then_some(Ok(())))
+        };
+        self.0.tier_changed.until(done).await
+    }
+
+    async fn read_checkpoint(&self, sequence: u64, bytes: u64) -> Result<Vec<Bytes>> {
+        let path = self.0.params.path(&checkpoint_name(sequence));
+        let read = async {
+            let file = self.0.files.open_path(&path, OpenMode::Existing).await?;
+            let (mut body, mut offset) = (Vec::new(), 0);
+            while offset < bytes {
+                let len = (bytes - offset).min(u64::from(READ_PAGES) * PAGE as u64);
+                let buf = self.0.driver.pool().take(len as usize);
+                body.push(file.read(offset, buf).await?.freeze());
+                offset += len;
+            }
+            Ok(body)
+        };
+        read.await.map_err(|error: std::io::Error| {
+            Error::with_source(ErrorKind::Internal, "a checkpoint cannot be read", error)
+        })
+    }
+
+    /// Seals the open segment, so that it can be uploaded.
+    pub(super) async fn seal_open(&self) -> Result<()> {
+        self.room_to_close().await?;
+        self.close_batch();
+        self.seal();
+        self.0.tier_changed.notify();
+        Ok(())
+    }
+
+    /// Seals a segment that was begun, when it has become old.
+    pub(super) fn start_seal_timer(&self, id: SegmentId) {
+        if self.0.state.borrow().tier.is_none() {
+            return;
+        }
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            let seal_after = shard.0.params.config.seal_after;
+            shard.0.driver.sleep(seal_after).await;
+            let open = || shard.0.state.borrow().log.open_segment() == Some(id);
+            if open() {
+                mark("old segment sealed");
+                // A poisoned shard seals nothing.
+                let _ = shard.seal_open().await;
+            }
+        });
+    }
+
+    /// Waits until what was flushed of a payload counts in the bucket.
+    pub(super) async fn wait_remote(&self, id: &PayloadId) -> Result<()> {
+        let lsn = self.flush_changes(id).await?;
+        self.published(lsn).await
+    }
+
+    /// Waits until everything counts in the bucket.
+    pub(super) async fn drain(&self) -> Result<()> {
+        self.flush_all().await?;
+        self.published(self.last_lsn()).await
+    }
+
+    /// Waits until the log counts in the bucket up to `lsn`. Fails when the bucket is away.
+    pub(super) async fn published(&self, lsn: Lsn) -> Result<()> {
+        let open = {
+            let mut state = self.state();
+            let open = state.log.open_segment();
+            let first = open.and_then(|id| Some(state.segments.find(id)?.lsns.get().0));
+            let Some(tier) = &mut state.tier else {
+                return Ok(());
+            };
+            tier.wanted = tier.wanted.max(lsn);
+            first.is_some_and(|first| lsn >= first)
+        };
+        if open {
+            self.seal_open().await?;
+        }
+        loop {
+            let waits = within(
+                &self.0.driver,
+                HEALTH_PERIOD,
+                self.0.tier_changed.until(|| self.how_published(lsn)),
+            );
+            if let Some(result) = waits.await {
+                return result;
+            }
+            let state = self.0.state.borrow();
+            let trouble = state.tier.as_ref().and_then(Tier::trouble);
+            if let Some(why) = trouble {
+                let message = format!("not everything is in the remote yet: {why}");
+                return Err(Error::new(ErrorKind::Unavailable, message));
+            }
+        }
+    }
+
+    fn how_published(&self, lsn: Lsn) -> Option<Result<()>> {
+        let state = self.0.state.borrow();
+        let tier = state.tier.as_ref()?;
+        if tier.published.is_some() && tier.published_next() > lsn {
+            return Some(Ok(()));
+        }
+        if let Some(error) = tier.ended.as_ref().or(state.commit.poison.as_ref()) {
+            return Some(Err(error.clone()));
+        }
+        let stuck = tier.stuck.iter().find(|(id, _)| {
+            let held = state.segments.find(**id);
+            held.is_some_and(|held| held.lsns.get().0 <= lsn)
+        });
+        // With everything else uploaded there is nothing to wait for.
+        let idle = tier.uploading.is_empty() && state.next_upload(usize::MAX).is_none();
+        stuck.filter(|_| idle).map(|(_, error)| Err(error.clone()))
+    }
+
+    /// Deletes objects of this shard that nothing refers to: of uploads that were never published.
+    async fn sweep(&self) {
+        let client = self.client().expect("it does not go");
+        let shard = self.0.params.shard;
+        let mut after = None;
+        loop {
+            let Ok(page) = client.list(segment_prefix(shard), after.take()).await else {
+                return;
+            };
+            let Some(last) = page.last().map(|listed| listed.name.clone()) else {
+                break;
+            };
+            let orphans = page.iter().filter(|listed| self.is_orphan(&listed.name));
+            self.delete_objects(orphans.map(|listed| listed.name.clone()).collect());
+            after = Some(last);
+        }
+        let Ok(bases) = client.list(base_prefix(shard), None).await else {
+            return;
+        };
+        let kept = {
+            let state = self.0.state.borrow();
+            let tier = state.tier.as_ref().expect("it does not go");
+            let base = tier.published.as_ref().and_then(|state| state.base);
+            base.map(|base| base_name(shard, base.sequence, base.epoch))
+        };
+        // This opening's own may be on its way to count.
+        let own = format!("-{:016x}", self.0.params.epoch.0);
+        let orphan = |name: &String| Some(name) != kept.as_ref() && !name.ends_with(&own);
+        let names = bases.into_iter().map(|listed| listed.name).filter(orphan);
+        self.delete_objects(names.collect());
+    }
+
+    fn is_orphan(&self, name: &str) -> bool {
+        let Some((segment, epoch)) = parse_segment_name(self.0.params.shard, name) else {
+            return false;
+        };
+        let state = self.0.state.borrow();
+        let tier = state.tier.as_ref().expect("it does not go");
+        let held = state
+            .segments
+            .find(segment)
+            .is_some_and(|held| held.epoch == epoch);
+        let named = tier.published.as_ref().is_some_and(|published| {
+            let same = |object: &Object| (object.segment, object.epoch) == (segment, epoch);
+            published.tail.iter().any(same)
+        });
+        let waiting = tier.garbage.iter().any(|(_, garbage)| garbage == name);
+        epoch < self.0.params.epoch && !held && !named && !waiting
+    }
+}

@@ -1,0 +1,217 @@
+//! A bucket in the simulated universe: stricter than S3, slower, and less dependable.
+//!
+//! Invariants:
+//! 1. A create is whole or nothing, and never replaces. It may happen, and seem to have failed; it
+//!    may happen after the one who asked is dead.
+//! 2. A get of a name is never stale; a listing may be.
+//! 3. What goes wrong, and when, is drawn from the bucket's own random numbers: they depend on the
+//!    seed and on the requests before, and on nothing else.
+
+use crate::io::sim::Universe;
+use crate::remote::{Created, Failure, FailureKind, Listed, Remote, Request};
+use bytes::Bytes;
+use fastrand::Rng;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often requests go wrong, each in 1,000.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct BucketFaults {
+    /// It fails, and nothing has happened.
+    pub(super) fails_before: u16,
+    /// It fails, and it has happened.
+    pub(super) fails_after: u16,
+    /// It happens seconds later.
+    pub(super) late: u16,
+    /// There is never an answer.
+    pub(super) hangs: u16,
+    /// A byte of what is got is wrong.
+    pub(super) flips: u16,
+    /// What is got is cut short.
+    pub(super) cuts: u16,
+    /// A listing is as it was some names ago.
+    pub(super) stale: u16,
+}
+
+/// Names that a stale listing does not show at most.
+const STALE_NAMES: usize = 12;
+
+struct Inner {
+    objects: RefCell<BTreeMap<String, Bytes>>,
+    /// Names in the order in which they were made.
+    order: RefCell<Vec<String>>,
+    faults: RefCell<BucketFaults>,
+    rng: RefCell<Rng>,
+    away: Cell<bool>,
+}
+
+/// A bucket; clones share it.
+#[derive(Clone)]
+pub(super) struct Bucket {
+    inner: Rc<Inner>,
+    universe: Universe,
+}
+
+impl Bucket {
+    pub(super) fn new(universe: &Universe, seed: u64) -> Bucket {
+        Bucket {
+            inner: Rc::new(Inner {
+                objects: RefCell::default(),
+                order: RefCell::default(),
+                faults: RefCell::default(),
+                rng: RefCell::new(Rng::with_seed(seed)),
+                away: Cell::new(false),
+            }),
+            universe: universe.clone(),
+        }
+    }
+
+    pub(super) fn set_faults(&self, faults: BucketFaults) {
+        *self.inner.faults.borrow_mut() = faults;
+    }
+
+    /// Whether every request fails.
+    pub(super) fn set_away(&self, away: bool) {
+        self.inner.away.set(away);
+    }
+
+    /// Bytes of the objects that are segments.
+    pub(super) fn data_bytes(&self) -> u64 {
+        let objects = self.inner.objects.borrow();
+        let segments = objects.iter().filter(|(name, _)| name.starts_with("d-"));
+        segments.map(|(_, object)| object.len() as u64).sum()
+    }
+
+    fn draw(&self, per_mille: impl Fn(&BucketFaults) -> u16) -> bool {
+        let chance = per_mille(&self.inner.faults.borrow());
+        // Without the fault no number is drawn for it.
+        chance > 0 && self.inner.rng.borrow_mut().u16(..1000) < chance
+    }
+
+    /// Performs a request on the objects, after some time, whoever still waits for it.
+    fn perform<T: 'static>(
+        &self,
+        act: impl FnOnce(&Inner) -> Result<T, Failure> + 'static,
+    ) -> Request<'_, T> {
+        let lost = || Failure::new(FailureKind::Transient, "the connection was lost");
+        let before = self.inner.away.get() || self.draw(|faults| faults.fails_before);
+        let after = self.draw(|faults| faults.fails_after);
+        let late = self.draw(|faults| faults.late);
+        let hangs = self.draw(|faults| faults.hangs);
+        let span = match late {
+            true => Duration::from_millis(self.inner.rng.borrow_mut().u64(1000..20_000)),
+            false => Duration::from_micros(self.inner.rng.borrow_mut().u64(500..30_000)),
+        };
+        let (inner, universe) = (self.inner.clone(), self.universe.clone());
+        let sleep = universe.sleep(span);
+        let task = universe.spawn(async move {
+            sleep.await;
+            let away = before || inner.away.get();
+            if away {
+                return Err(lost());
+            }
+            let result = act(&inner);
+            match after {
+                true => Err(lost()),
+                false => result,
+            }
+        });
+        Box::pin(async move {
+            if hangs {
+                return std::future::pending().await;
+            }
+            task.await.unwrap_or_else(|| Err(lost()))
+        })
+    }
+}
+
+impl Remote for Bucket {
+    fn create<'a>(&'a self, name: &'a str, body: Vec<Bytes>) -> Request<'a, Created> {
+        let (name, body) = (name.to_owned(), Bytes::from(body.concat()));
+        self.perform(move |inner| {
+            let mut objects = inner.objects.borrow_mut();
+            if objects.contains_key(&name) {
+                return Ok(Created::Exists);
+            }
+            objects.insert(name.clone(), body);
+            inner.order.borrow_mut().push(name);
+            Ok(Created::New)
+        })
+    }
+
+    fn get<'a>(&'a self, name: &'a str, offset: u64, len: u64) -> Request<'a, Bytes> {
+        let name = name.to_owned();
+        let flips = self.draw(|faults| faults.flips);
+        let cuts = self.draw(|faults| faults.cuts);
+        self.perform(move |inner| {
+            let objects = inner.objects.borrow();
+            let object = objects.get(&name).ok_or_else(Failure::missing)?;
+            let end = object.len() as u64;
+            let range = offset.min(end) as usize..offset.saturating_add(len).min(end) as usize;
+            let mut bytes = object.slice(range);
+            if cuts && !bytes.is_empty() {
+                return Err(Failure::new(
+                    FailureKind::Transient,
+                    "the body was cut short",
+                ));
+            }
+            if flips && !bytes.is_empty() {
+                let at = inner.rng.borrow_mut().usize(..bytes.len());
+                let mut wrong = bytes.to_vec();
+                wrong[at] ^= 0x10;
+                bytes = wrong.into();
+            }
+            Ok(bytes)
+        })
+    }
+
+    fn head<'a>(&'a self, name: &'a str) -> Request<'a, u64> {
+        let name = name.to_owned();
+        self.perform(move |inner| {
+            let objects = inner.objects.borrow();
+            let object = objects.get(&name).ok_or_else(Failure::missing)?;
+            Ok(object.len() as u64)
+        })
+    }
+
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> Request<'a, Vec<Listed>> {
+        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+        let stale = self.draw(|faults| faults.stale);
+        self.perform(move |inner| {
+            let order = inner.order.borrow();
+            let unseen = match stale {
+                true => inner.rng.borrow_mut().usize(..=STALE_NAMES),
+                false => 0,
+            };
+            let unseen: BTreeSet<&String> = order.iter().rev().take(unseen).collect();
+            let objects = inner.objects.borrow();
+            let listed = objects
+                .range(prefix.clone()..)
+                .take_while(|(name, _)| name.starts_with(&prefix))
+                .filter(|(name, _)| after.as_ref().is_none_or(|after| *name > after))
+                .filter(|(name, _)| !unseen.contains(name));
+            let listed = listed.map(|(name, object)| Listed {
+                name: name.clone(),
+                len: object.len() as u64,
+            });
+            Ok(listed.take(limit).collect())
+        })
+    }
+
+    fn delete<'a>(&'a self, names: &'a [String]) -> Request<'a, Vec<(String, Failure)>> {
+        let names = names.to_vec();
+        self.perform(move |inner| {
+            for name in names {
+                inner.objects.borrow_mut().remove(&name);
+            }
+            Ok(Vec::new())
+        })
+    }
+}

@@ -1,0 +1,566 @@
+//! The uploader: the one that speaks to the bucket, for all shards of a store.
+//!
+//! Shards hand over bytes and names; the uploader knows how many requests the bucket takes at once,
+//! when to try again, when to give up, and whether the bucket is well. It sees no disk and no map.
+//!
+//! Invariants:
+//! 1. What is to be kept (create, publish, delete) is tried until the bucket has taken it, however
+//!    long it is away; what somebody waits for (get) fails within `GET_TIMEOUT`.
+//! 2. At most `WINDOW_MAX` requests of the first kind are under way, fewer while the bucket balks.
+//! 3. `HEALTH_FAILURES` failures in a row turn the bucket bad, one success turns it good. While it
+//!    is bad, gets fail at once, and the bucket is asked now and then whether it is back.
+//! 4. Once another engine has taken the bucket, nothing is written to it or deleted from it.
+//!
+//! Deliberately not here: which segments to upload and when (`shard::tier`).
+
+pub(crate) mod manifest;
+mod publish;
+pub(crate) mod thread;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Driver;
+use crate::remote::{Created, Failure, FailureKind, Listed, Remote};
+use crate::sync::Mutex;
+use crate::sync::mailbox::{Receiver, Sender, mailbox};
+use crate::sync::signal::Signal;
+use crate::sync::slot::{Reply, slot};
+use crate::types::{Lsn, Nanos, NodeId, ShardId};
+use bytes::Bytes;
+use manifest::{Manifest, ShardState};
+use publish::{Publisher, Update};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+pub(crate) use publish::{Identity, Needs};
+
+/// Requests that wait for the uploader at most; shards wait beyond that.
+const REQUESTS_MAX: usize = 1024;
+
+/// Uploads under way at first: what fills a 10 Gbit/s link at 80 MB/s a stream.
+const WINDOW_START: usize = 16;
+const WINDOW_MAX: usize = 64;
+
+/// Time that a get may take, tries included.
+const GET_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that one try of a get may take before another is begun beside it.
+const HEDGE_AFTER: Duration = Duration::from_secs(1);
+
+/// Tries of a get at most.
+const GET_TRIES: u32 = 5;
+
+/// Time that one try of anything else may take: 256 MiB at 5 MB/s.
+const TRY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Pause after a failure: the first, doubled up to the longest.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Failures in a row that turn the bucket bad.
+const HEALTH_FAILURES: u32 = 3;
+
+/// Pause between two questions whether a bad bucket is back.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Time and tasks of the thread that the uploader lives on.
+pub(crate) trait Runtime: Clone + 'static {
+    fn now(&self) -> Nanos;
+    fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static;
+    fn spawn(&self, task: impl Future<Output = ()> + 'static);
+    fn random(&self) -> u64;
+}
+
+impl<D: Driver> Runtime for D {
+    fn now(&self) -> Nanos {
+        Driver::now(self)
+    }
+
+    fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static {
+        Driver::sleep(self, span)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        Driver::spawn(self, task);
+    }
+
+    fn random(&self) -> u64 {
+        Driver::random(self)
+    }
+}
+
+/// How the bucket is, for everybody to see.
+pub(crate) struct Health {
+    failures: AtomicU32,
+    bad: AtomicBool,
+    /// Since when, in nanoseconds; meaningful while it is bad.
+    since: AtomicU64,
+    /// Why, the last time that something failed.
+    why: Mutex<String>,
+}
+
+impl Health {
+    fn new() -> Health {
+        Health {
+            failures: AtomicU32::new(0),
+            bad: AtomicBool::new(false),
+            since: AtomicU64::new(0),
+            why: Mutex::new(String::new()),
+        }
+    }
+
+    /// Why and since when the bucket is bad; `None` while it is good.
+    pub(crate) fn bad(&self) -> Option<(Nanos, String)> {
+        let bad = self.bad.load(Ordering::Acquire);
+        bad.then(|| {
+            let since = Nanos(self.since.load(Ordering::Acquire));
+            (since, self.why.lock().clone())
+        })
+    }
+
+    pub(crate) fn is_good(&self) -> bool {
+        !self.bad.load(Ordering::Acquire)
+    }
+
+    fn note_success(&self) {
+        self.failures.store(0, Ordering::Release);
+        if self.bad.swap(false, Ordering::AcqRel) {
+            tracing::info!("the remote is back");
+        }
+    }
+
+    /// Whether this failure has turned the bucket bad.
+    fn note_failure(&self, why: &Failure, now: Nanos) -> bool {
+        let failures = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
+        *self.why.lock() = why.message.clone();
+        if failures < HEALTH_FAILURES || self.bad.load(Ordering::Acquire) {
+            return false;
+        }
+        self.since.store(now.0, Ordering::Release);
+        self.bad.store(true, Ordering::Release);
+        tracing::warn!(why = why.message, "the remote is bad");
+        true
+    }
+}
+
+/// What a shard asks of the uploader.
+enum Request {
+    Claimed {
+        shard: ShardId,
+        recovered: Lsn,
+        reply: Reply<Result<ShardState>>,
+    },
+    Create {
+        name: String,
+        body: Vec<Bytes>,
+        reply: Reply<Result<Created>>,
+    },
+    Get {
+        name: String,
+        offset: u64,
+        len: u64,
+        reply: Reply<Result<Bytes>>,
+    },
+    List {
+        prefix: String,
+        after: Option<String>,
+        reply: Reply<Result<Vec<Listed>>>,
+    },
+    Publish(Update),
+    TakeOver {
+        node: NodeId,
+        ahead: u64,
+        reply: Reply<Result<Manifest>>,
+    },
+    Delete {
+        names: Vec<String>,
+        reply: Reply<Result<()>>,
+    },
+}
+
+/// How shards speak to the uploader; clones share it.
+#[derive(Clone)]
+pub(crate) struct Client {
+    requests: Sender<Request>,
+    health: Arc<Health>,
+}
+
+/// The uploader before it runs.
+pub(crate) struct Uploader {
+    requests: Receiver<Request>,
+    health: Arc<Health>,
+    /// Who takes the bucket at once; `None`: whoever asks for it.
+    identity: Option<Identity>,
+}
+
+/// An uploader for one opening of a store, and how to speak to it.
+pub(crate) fn uploader(identity: Option<Identity>) -> (Client, Uploader) {
+    let (sender, receiver) = mailbox(REQUESTS_MAX);
+    let health = Arc::new(Health::new());
+    let client = Client {
+        requests: sender,
+        health: health.clone(),
+    };
+    let uploader = Uploader {
+        requests: receiver,
+        health,
+        identity,
+    };
+    (client, uploader)
+}
+
+impl Client {
+    async fn ask<T>(&self, request: impl FnOnce(Reply<Result<T>>) -> Request) -> Result<T> {
+        let (reply, answer) = slot();
+        let gone = || Error::new(ErrorKind::Unavailable, "the uploader has ended");
+        self.requests
+            .send(request(reply))
+            .await
+            .map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|| Err(gone()))
+    }
+
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// What the bucket has of a shard, when this opening has taken the bucket. The shard has
+    /// recovered everything up to a batch.
+    pub(crate) async fn claimed(&self, shard: ShardId, recovered: Lsn) -> Result<ShardState> {
+        self.ask(|reply| Request::Claimed {
+            shard,
+            recovered,
+            reply,
+        })
+        .await
+    }
+
+    /// Takes the bucket from whoever has it, for a node without anything of its own. Its epoch is
+    /// so far ahead of theirs. `InvalidInput` if the bucket holds no store.
+    pub(crate) async fn take_over(&self, node: NodeId, ahead: u64) -> Result<Manifest> {
+        self.ask(|reply| Request::TakeOver { node, ahead, reply })
+            .await
+    }
+
+    /// Makes an object, however long it takes.
+    pub(crate) async fn create(&self, name: String, body: Vec<Bytes>) -> Result<Created> {
+        self.ask(|reply| Request::Create { name, body, reply })
+            .await
+    }
+
+    /// Bytes of an object, soon or not at all: `Unavailable`, or `Corrupt` if there is no such
+    /// object.
+    pub(crate) async fn get(&self, name: String, offset: u64, len: u64) -> Result<Bytes> {
+        if let Some((_, why)) = self.health.bad() {
+            let message = format!("the remote is away: {why}");
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        self.ask(|reply| Request::Get {
+            name,
+            offset,
+            len,
+            reply,
+        })
+        .await
+    }
+
+    pub(crate) async fn list(&self, prefix: String, after: Option<String>) -> Result<Vec<Listed>> {
+        self.ask(|reply| Request::List {
+            prefix,
+            after,
+            reply,
+        })
+        .await
+    }
+
+    /// Makes a shard's state what counts in the bucket, once what it needs of other shards does.
+    pub(crate) async fn publish(
+        &self,
+        shard: ShardId,
+        state: ShardState,
+        needs: Vec<Needs>,
+    ) -> Result<()> {
+        self.ask(|reply| {
+            Request::Publish(Update {
+                shard,
+                state,
+                needs,
+                reply,
+            })
+        })
+        .await
+    }
+
+    /// Deletes objects that nothing published refers to.
+    pub(crate) async fn delete(&self, names: Vec<String>) -> Result<()> {
+        self.ask(|reply| Request::Delete { names, reply }).await
+    }
+}
+
+struct Inner<R> {
+    runtime: R,
+    remote: Rc<dyn Remote>,
+    health: Arc<Health>,
+    /// Uploads under way, and how many may be.
+    uploading: Cell<usize>,
+    window: Cell<usize>,
+    window_due: Signal,
+    /// Another engine has the bucket, or it cannot be written to: why.
+    fenced: RefCell<Option<Error>>,
+    probing: Cell<bool>,
+}
+
+struct Service<R>(Rc<Inner<R>>);
+
+impl<R> Clone for Service<R> {
+    fn clone(&self) -> Service<R> {
+        Service(self.0.clone())
+    }
+}
+
+impl Uploader {
+    /// Serves the shards until the last of them is gone.
+    pub(crate) async fn run<R: Runtime>(mut self, runtime: R, remote: Rc<dyn Remote>) {
+        let service = Service(Rc::new(Inner {
+            runtime: runtime.clone(),
+            remote,
+            health: self.health.clone(),
+            uploading: Cell::new(0),
+            window: Cell::new(WINDOW_START),
+            window_due: Signal::default(),
+            fenced: RefCell::new(None),
+            probing: Cell::new(false),
+        }));
+        let publisher = Publisher::new(service.clone(), self.identity);
+        publisher.start();
+        let mut batch = VecDeque::new();
+        while self.requests.drain(&mut batch).await {
+            for request in batch.drain(..) {
+                service.start(request, &publisher);
+            }
+        }
+    }
+}
+
+impl<R: Runtime> Service<R> {
+    fn start(&self, request: Request, publisher: &Publisher<R>) {
+        let service = self.clone();
+        match request {
+            Request::Claimed {
+                shard,
+                recovered,
+                reply,
+            } => publisher.register(shard, recovered, reply),
+            Request::Publish(update) => publisher.submit(update),
+            Request::TakeOver { node, ahead, reply } => self.0.runtime.spawn(async move {
+                reply.send(publish::take_over(&service, node, ahead).await);
+            }),
+            Request::Create { name, body, reply } => self.0.runtime.spawn(async move {
+                reply.send(service.create(&name, body).await);
+            }),
+            Request::Get {
+                name,
+                offset,
+                len,
+                reply,
+            } => self.0.runtime.spawn(async move {
+                reply.send(service.get(&name, offset, len).await);
+            }),
+            Request::List {
+                prefix,
+                after,
+                reply,
+            } => self.0.runtime.spawn(async move {
+                reply.send(service.list(&prefix, after.as_deref()).await);
+            }),
+            Request::Delete { names, reply } => self.0.runtime.spawn(async move {
+                reply.send(service.delete(&names).await);
+            }),
+        }
+    }
+
+    /// Makes an object, trying until it is there.
+    async fn create(&self, name: &str, body: Vec<Bytes>) -> Result<Created> {
+        let free = || (self.0.uploading.get() < self.0.window.get()).then_some(());
+        self.0.window_due.until(free).await;
+        self.0.uploading.set(self.0.uploading.get() + 1);
+        let result = self
+            .until_taken(async || self.0.remote.create(name, body.clone()).await)
+            .await;
+        self.0.uploading.set(self.0.uploading.get() - 1);
+        self.0.window_due.notify();
+        result
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<Listed>> {
+        self.until_taken(async || self.0.remote.list(prefix, after, 1000).await)
+            .await
+    }
+
+    async fn delete(&self, names: &[String]) -> Result<()> {
+        let mut left = names.to_vec();
+        while !left.is_empty() {
+            let failed = self
+                .until_taken(async || self.0.remote.delete(&left).await)
+                .await?;
+            left = failed.into_iter().map(|(name, _)| name).collect();
+            if !left.is_empty() {
+                self.0.runtime.sleep(BACKOFF_MAX).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries until the bucket has answered, or has been taken by another engine.
+    async fn until_taken<T>(
+        &self,
+        request: impl AsyncFn() -> std::result::Result<T, Failure>,
+    ) -> Result<T> {
+        let mut pause = BACKOFF_MIN;
+        loop {
+            if let Some(error) = &*self.0.fenced.borrow() {
+                return Err(error.clone());
+            }
+            match self.tried(TRY_TIMEOUT, request()).await {
+                Ok(value) => return Ok(value),
+                Err(_) => pause = self.back_off(pause).await,
+            }
+        }
+    }
+
+    /// Pauses, for half to all of the span; gives the next one.
+    async fn back_off(&self, pause: Duration) -> Duration {
+        let half = pause / 2;
+        let jitter = self.0.runtime.random() % half.as_nanos().max(1) as u64;
+        let span = half + Duration::from_nanos(jitter);
+        self.0.runtime.sleep(span).await;
+        (pause * 2).min(BACKOFF_MAX)
+    }
+
+    /// One try, with a deadline; how it went goes into health and window.
+    async fn tried<T>(
+        &self,
+        timeout: Duration,
+        request: impl Future<Output = std::result::Result<T, Failure>>,
+    ) -> std::result::Result<T, Failure> {
+        let slow = || Failure::new(FailureKind::Transient, format!("no answer in {timeout:?}"));
+        let result = within(&self.0.runtime, timeout, request).await;
+        let result = result.unwrap_or_else(|| Err(slow()));
+        match &result {
+            Err(failure) if failure.kind != FailureKind::Missing => {
+                self.0.window.set((self.0.window.get() / 2).max(1));
+                if self.0.health.note_failure(failure, self.0.runtime.now()) {
+                    self.start_probing();
+                }
+            }
+            _ => {
+                let window = self.0.window.get();
+                self.0.window.set((window + 1).min(WINDOW_MAX));
+                self.0.health.note_success();
+            }
+        }
+        result
+    }
+
+    /// Asks a bad bucket now and then whether it is back.
+    fn start_probing(&self) {
+        if self.0.probing.replace(true) {
+            return;
+        }
+        let service = self.clone();
+        self.0.runtime.spawn(async move {
+            while !service.0.health.is_good() {
+                service.0.runtime.sleep(PROBE_PAUSE).await;
+                let probe = service.0.remote.list(manifest::MANIFEST_PREFIX, None, 1);
+                // How it went is noted where it counts.
+                let _ = service.tried(HEDGE_AFTER * 5, probe).await;
+            }
+            service.0.probing.set(false);
+        });
+    }
+
+    /// Bytes of an object, soon or not at all.
+    async fn get(&self, name: &str, offset: u64, len: u64) -> Result<Bytes> {
+        let tries = self.get_tries(name, offset, len);
+        let result = within(&self.0.runtime, GET_TIMEOUT, tries).await;
+        let late = || {
+            Failure::new(
+                FailureKind::Transient,
+                format!("no answer in {GET_TIMEOUT:?}"),
+            )
+        };
+        result.unwrap_or_else(|| Err(late())).map_err(|failure| {
+            let kind = match failure.kind {
+                FailureKind::Missing => ErrorKind::Corrupt,
+                FailureKind::Transient | FailureKind::Refused => ErrorKind::Unavailable,
+            };
+            Error::new(
+                kind,
+                format!("bytes cannot be had from the remote: {failure} name={name}"),
+            )
+        })
+    }
+
+    async fn get_tries(
+        &self,
+        name: &str,
+        offset: u64,
+        len: u64,
+    ) -> std::result::Result<Bytes, Failure> {
+        let mut pause = BACKOFF_MIN;
+        let mut tries = 1;
+        loop {
+            let failure = match self.hedged_get(name, offset, len).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(failure) => failure,
+            };
+            if failure.kind == FailureKind::Missing || tries == GET_TRIES {
+                return Err(failure);
+            }
+            tries += 1;
+            pause = self.back_off(pause).await;
+        }
+    }
+
+    /// One get, and a second one beside it when the first takes long.
+    async fn hedged_get(
+        &self,
+        name: &str,
+        offset: u64,
+        len: u64,
+    ) -> std::result::Result<Bytes, Failure> {
+        let get = || self.tried(GET_TIMEOUT, self.0.remote.get(name, offset, len));
+        let mut first = std::pin::pin!(get());
+        if let Some(result) = within(&self.0.runtime, HEDGE_AFTER, first.as_mut()).await {
+            return result;
+        }
+        let second = std::pin::pin!(get());
+        futures_util::future::select(first, second)
+            .await
+            .factor_first()
+            .0
+    }
+
+    fn fence(&self, error: Error) {
+        tracing::error!(%error, "uploads have ended");
+        self.0.fenced.borrow_mut().get_or_insert(error);
+        self.0.window_due.notify();
+    }
+}
+
+/// Resolves to `None` if `span` passes first.
+async fn within<R: Runtime, T>(
+    runtime: &R,
+    span: Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let future = std::pin::pin!(future);
+    let timer = std::pin::pin!(runtime.sleep(span));
+    match futures_util::future::select(future, timer).await {
+        futures_util::future::Either::Left((value, _)) => Some(value),
+        futures_util::future::Either::Right(_) => None,
+    }
+}

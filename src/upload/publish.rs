@@ -1,0 +1,470 @@
+//! Taking the bucket, and saying what counts in it.
+//!
+//! Invariants:
+//! 1. The bucket is taken by making the manifest behind the newest one. Whoever had it before would
+//!    have to make that very number next, and learns there that it is too late.
+//! 2. One manifest is under way at a time; what shards bring meanwhile goes into the next.
+//! 3. A shard's state is published only with what it needs of other shards: a payload that moved is
+//!    in the bucket under its new shard before its deletion from the old one is. After an opening,
+//!    the first manifest has all that was recovered of every shard, or nothing of any.
+//! 4. A manifest that fences somebody is never deleted.
+
+use super::manifest::parse_manifest_name;
+use super::manifest::{MANIFEST_PREFIX, Manifest, ShardState, manifest_name};
+use super::{BACKOFF_MIN, Runtime, Service, TRY_TIMEOUT};
+use crate::error::{Error, ErrorKind, Result};
+use crate::log::checksum::StoreId;
+use crate::marks::mark;
+use crate::remote::{Created, Failure, FailureKind, Remote};
+use crate::sync::signal::Signal;
+use crate::sync::slot::Reply;
+use crate::types::{Epoch, Lsn, NodeId, ShardId};
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Manifests up to the newest that are kept. Of the older ones, those that fence somebody and the
+/// multiples of this are; see [`newest`].
+const MANIFESTS_KEPT: u64 = 64;
+
+/// Longest manifest that is believed.
+const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
+/// Tries to take a bucket over before the one who waits is told.
+const TAKE_OVER_TRIES: usize = 8;
+
+/// Who takes the bucket.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) store: StoreId,
+    pub(crate) node: NodeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) segment_bytes: u64,
+    pub(crate) shards: usize,
+    /// Write also where objects cannot be created conditionally.
+    pub(crate) unfenced: bool,
+}
+
+/// From a batch of the asking shard on, everything of another shard before a batch is needed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    pub(crate) from: Lsn,
+    pub(crate) shard: ShardId,
+    pub(crate) before: Lsn,
+}
+
+/// What a shard wants to have published.
+pub(super) struct Update {
+    pub(super) shard: ShardId,
+    pub(super) state: ShardState,
+    pub(super) needs: Vec<Needs>,
+    pub(super) reply: Reply<Result<()>>,
+}
+
+/// A shard that waits for the bucket to be taken.
+type Registration = (ShardId, Reply<Result<ShardState>>);
+
+#[derive(Default)]
+struct State {
+    /// What counts now; `None` until the bucket is taken.
+    current: Option<Manifest>,
+    registered: Vec<Registration>,
+    /// Up to where each shard has recovered, until all of that is published.
+    recovered: Option<Vec<Option<Lsn>>>,
+    updates: Vec<Update>,
+}
+
+/// Takes the bucket and publishes.
+pub(super) struct Publisher<R> {
+    service: Service<R>,
+    identity: Option<Identity>,
+    /// Random for each opening.
+    writer: u64,
+    state: Rc<RefCell<State>>,
+    due: Rc<Signal>,
+}
+
+impl<R: Runtime> Publisher<R> {
+    pub(super) fn new(service: Service<R>, identity: Option<Identity>) -> Publisher<R> {
+        let shards = identity.as_ref().map_or(0, |identity| identity.shards);
+        let state = State {
+            recovered: Some(vec![None; shards]),
+            ..State::default()
+        };
+        Publisher {
+            writer: service.0.runtime.random(),
+            service,
+            identity,
+            state: Rc::new(RefCell::new(state)),
+            due: Rc::new(Signal::default()),
+        }
+    }
+
+    fn share(&self) -> Publisher<R> {
+        Publisher {
+            service: self.service.clone(),
+            identity: self.identity.clone(),
+            writer: self.writer,
+            state: self.state.clone(),
+            due: self.due.clone(),
+        }
+    }
+
+    /// A shard asks for what the bucket has of it.
+    pub(super) fn register(
+        &self,
+        shard: ShardId,
+        recovered: Lsn,
+        reply: Reply<Result<ShardState>>,
+    ) {
+        let mut state = self.state.borrow_mut();
+        if let Some(all) = &mut state.recovered {
+            all[usize::from(shard.0)] = Some(recovered);
+        }
+        state.registered.push((shard, reply));
+        drop(state);
+        self.answer_registered();
+        self.due.notify();
+    }
+
+    pub(super) fn submit(&self, update: Update) {
+        self.state.borrow_mut().updates.push(update);
+        self.due.notify();
+    }
+
+    fn answer_registered(&self) {
+        let mut state = self.state.borrow_mut();
+        let fenced = self.service.0.fenced.borrow().clone();
+        if state.current.is_none() && fenced.is_none() {
+            return;
+        }
+        for (shard, reply) in std::mem::take(&mut state.registered) {
+            reply.send(match (&fenced, &state.current) {
+                (None, Some(current)) => Ok(current.shards[usize::from(shard.0)].clone()),
+                (Some(error), _) => Err(error.clone()),
+                (None, None) => unreachable!("one of them is there"),
+            });
+        }
+    }
+
+    /// Starts the task that takes the bucket, and then publishes.
+    pub(super) fn start(&self) {
+        let Some(identity) = self.identity.clone() else {
+            return;
+        };
+        let publisher = self.share();
+        self.service.0.runtime.spawn(async move {
+            let taken = publisher.claim(&identity).await;
+            match taken {
+                Ok(manifest) => publisher.state.borrow_mut().current = Some(manifest),
+                Err(error) => publisher.service.fence(error),
+            }
+            publisher.answer_registered();
+            loop {
+                let ready = || {
+                    let fenced = publisher.service.0.fenced.borrow().is_some();
+                    let state = publisher.state.borrow();
+                    let some = !state.updates.is_empty();
+                    (some && (fenced || publisher.choose(&state).is_some())).then_some(())
+                };
+                publisher.due.until(ready).await;
+                publisher.publish().await;
+            }
+        });
+    }
+
+    /// Takes the bucket, trying until it is there.
+    async fn claim(&self, identity: &Identity) -> Result<Manifest> {
+        let mut pause = BACKOFF_MIN;
+        loop {
+            match self.try_claim(identity).await {
+                Ok(Ok(manifest)) => return Ok(manifest),
+                Ok(Err(error)) => return Err(error),
+                Err(failure) => {
+                    tracing::debug!(%failure, "the remote cannot be taken yet");
+                    pause = self.service.back_off(pause).await;
+                }
+            }
+        }
+    }
+
+    /// One try: the claim, why it is refused for good, or what failed.
+    async fn try_claim(
+        &self,
+        identity: &Identity,
+    ) -> std::result::Result<Result<Manifest>, Failure> {
+        let remote = &*self.service.0.remote;
+        let newest = self.service.tried(TRY_TIMEOUT, newest(remote)).await?;
+        if let Some(newest) = &newest
+            && let Err(error) = may_follow(identity, newest)
+        {
+            return Ok(Err(error));
+        }
+        let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
+        let shards = newest.map_or_else(
+            || vec![ShardState::empty(); identity.shards],
+            |newest| newest.shards,
+        );
+        let claim = Manifest {
+            number,
+            store: identity.store,
+            node: identity.node,
+            epoch: identity.epoch,
+            writer: self.writer,
+            claim: number,
+            segment_bytes: identity.segment_bytes,
+            shards,
+        };
+        let made = make(&*self.service.0.remote, &claim);
+        match self.service.tried(TRY_TIMEOUT, made).await? {
+            true => Ok(Ok(claim)),
+            // Somebody was faster: look again who.
+            false => Err(Failure::new(FailureKind::Transient, "the claim was lost")),
+        }
+    }
+
+    /// The next manifest's states and the updates that are in it, if there is anything to publish.
+    fn choose(&self, state: &State) -> Option<(Vec<ShardState>, Vec<usize>)> {
+        let current = state.current.as_ref()?;
+        let mut chosen: Vec<usize> = (0..state.updates.len()).collect();
+        loop {
+            let mut shards = current.shards.clone();
+            for index in &chosen {
+                let update = &state.updates[*index];
+                shards[usize::from(update.shard.0)] = update.state.clone();
+            }
+            if let Some(recovered) = &state.recovered {
+                let complete = |(shard, end): (&ShardState, &Option<Lsn>)| {
+                    end.is_some_and(|end| shard.next >= end)
+                };
+                if !shards.iter().zip(recovered).all(complete) {
+                    return None;
+                }
+            }
+            let met = |needs: &Needs, state: &ShardState| {
+                state.next <= needs.from || shards[usize::from(needs.shard.0)].next >= needs.before
+            };
+            let before = chosen.len();
+            chosen.retain(|index| {
+                let update = &state.updates[*index];
+                update.needs.iter().all(|needs| met(needs, &update.state))
+            });
+            if chosen.is_empty() {
+                return None;
+            }
+            if chosen.len() == before {
+                return Some((shards, chosen));
+            }
+        }
+    }
+
+    async fn publish(&self) {
+        let fenced_already = self.service.0.fenced.borrow().clone();
+        if let Some(error) = fenced_already {
+            for update in self.state.borrow_mut().updates.drain(..) {
+                update.reply.send(Err(error.clone()));
+            }
+            return;
+        }
+        let (next, chosen) = {
+            let state = self.state.borrow();
+            let Some((shards, chosen)) = self.choose(&state) else {
+                return;
+            };
+            let current = state.current.as_ref().expect("nothing is chosen before");
+            let next = Manifest {
+                number: current.number + 1,
+                shards,
+                ..current.clone()
+            };
+            (next, chosen)
+        };
+        let made = self
+            .service
+            .until_taken(async || make(&*self.service.0.remote, &next).await)
+            .await;
+        let result = match made {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                mark("fenced by another engine");
+                self.service.fence(fenced());
+                Err(fenced())
+            }
+            Err(error) => Err(error),
+        };
+        let done = {
+            let mut state = self.state.borrow_mut();
+            if result.is_ok() {
+                state.recovered = None;
+                state.current = Some(next.clone());
+            }
+            let updates = std::mem::take(&mut state.updates).into_iter().enumerate();
+            let (done, waiting): (Vec<_>, Vec<_>) =
+                updates.partition(|(index, _)| chosen.contains(index));
+            state.updates = waiting.into_iter().map(|(_, update)| update).collect();
+            done
+        };
+        for (_, update) in done {
+            update.reply.send(result.clone());
+        }
+        if result.is_ok() {
+            self.delete_old(&next);
+        }
+    }
+
+    /// Deletes the manifest that has become too old, unless it fences somebody.
+    fn delete_old(&self, newest: &Manifest) {
+        let Some(old) = newest.number.checked_sub(MANIFESTS_KEPT) else {
+            return;
+        };
+        if old > newest.claim && !old.is_multiple_of(MANIFESTS_KEPT) {
+            let service = self.service.clone();
+            self.service.0.runtime.spawn(async move {
+                // One that stays behind harms nobody.
+                let _ = service.delete(&[manifest_name(old)]).await;
+            });
+        }
+    }
+}
+
+/// Makes a manifest. False: the number is somebody else's.
+async fn make(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<bool, Failure> {
+    let (name, body) = (manifest_name(manifest.number), manifest.encode());
+    match remote
+        .create(&name, vec![Bytes::from(body.clone())])
+        .await?
+    {
+        Created::New => Ok(true),
+        // It may have been made at an earlier try that seemed to fail.
+        Created::Exists => {
+            let there = remote.get(&name, 0, MANIFEST_BYTES_MAX).await?;
+            if there == body {
+                mark("manifest was made at an earlier try");
+            }
+            Ok(there == body)
+        }
+    }
+}
+
+/// Whether an engine may go on where a manifest ends.
+fn may_follow(identity: &Identity, newest: &Manifest) -> Result<()> {
+    if newest.store != identity.store {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "the remote holds another store, give each store a prefix of its own",
+        ));
+    }
+    if newest.node != identity.node || newest.epoch > identity.epoch {
+        return Err(fenced());
+    }
+    let ours = (identity.shards, identity.segment_bytes);
+    match (newest.shards.len(), newest.segment_bytes) == ours {
+        true => Ok(()),
+        false => Err(Error::corrupt(
+            "the remote's manifest does not fit the store",
+        )),
+    }
+}
+
+/// Takes the bucket from whoever has it, for a node that has nothing.
+pub(super) async fn take_over<R: Runtime>(
+    service: &Service<R>,
+    node: NodeId,
+    ahead: u64,
+) -> Result<Manifest> {
+    let writer = service.0.runtime.random();
+    let mut pause = BACKOFF_MIN;
+    for _ in 0..TAKE_OVER_TRIES {
+        let remote = &*service.0.remote;
+        let taken = async {
+            let Some(newest) = newest(remote).await? else {
+                return Ok(Err(Error::invalid("the remote holds no store")));
+            };
+            let number = newest.number + 1;
+            let claim = Manifest {
+                number,
+                node,
+                epoch: Epoch(newest.epoch.0 + 1 + ahead),
+                writer,
+                claim: number,
+                ..newest
+            };
+            match make(remote, &claim).await? {
+                true => Ok(Ok(claim)),
+                false => Err(Failure::new(FailureKind::Transient, "the claim was lost")),
+            }
+        };
+        match service.tried(TRY_TIMEOUT, taken).await {
+            Ok(result) => return result,
+            Err(failure) => {
+                tracing::debug!(%failure, "the remote cannot be taken yet");
+                pause = service.back_off(pause).await;
+            }
+        }
+    }
+    let why = service.0.health.why.lock().clone();
+    let message = format!("the remote cannot be taken: {why}");
+    Err(Error::new(ErrorKind::Unavailable, message))
+}
+
+fn fenced() -> Error {
+    Error::new(
+        ErrorKind::Poisoned,
+        "another engine has taken the remote: nothing that was written since is uploaded",
+    )
+}
+
+/// The newest manifest, if there is any.
+///
+/// A listing may be stale; a get of a name is not. Of the numbers up to the newest, the last
+/// `MANIFESTS_KEPT` are all there, and before that the multiples of it. So wherever a listing says
+/// that the newest is, the next number or the next multiple is there if it is wrong.
+pub(super) async fn newest(remote: &dyn Remote) -> std::result::Result<Option<Manifest>, Failure> {
+    let listed = remote.list(MANIFEST_PREFIX, None, 1).await?;
+    let listed = listed
+        .first()
+        .and_then(|first| parse_manifest_name(&first.name));
+    let listed = listed.unwrap_or(1);
+    let mut newest = match read_manifest(remote, listed).await? {
+        Some(manifest) => manifest,
+        None => match read_manifest(remote, (listed - listed % MANIFESTS_KEPT).max(1)).await? {
+            Some(manifest) => manifest,
+            None => return Ok(None),
+        },
+    };
+    loop {
+        let next = newest.number + 1;
+        let jump = next.next_multiple_of(MANIFESTS_KEPT);
+        let jump = async || match jump == next {
+            true => Ok(None),
+            false => read_manifest(remote, jump).await,
+        };
+        let (next, jump) = futures_util::future::join(read_manifest(remote, next), jump()).await;
+        match next?.or(jump?) {
+            Some(later) => {
+                mark("listing was stale");
+                newest = later;
+            }
+            None => return Ok(Some(newest)),
+        }
+    }
+}
+
+async fn read_manifest(
+    remote: &dyn Remote,
+    number: u64,
+) -> std::result::Result<Option<Manifest>, Failure> {
+    match remote
+        .get(&manifest_name(number), 0, MANIFEST_BYTES_MAX)
+        .await
+    {
+        Ok(bytes) => {
+            let manifest = Manifest::decode(&bytes).ok();
+            let manifest = manifest.filter(|manifest| manifest.number == number);
+            let bad = || Failure::new(FailureKind::Transient, format!("manifest {number} is bad"));
+            manifest.ok_or_else(bad).map(Some)
+        }
+        Err(failure) if failure.kind == FailureKind::Missing => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
