@@ -106,6 +106,11 @@ impl Upkeep {
         }
     }
 
+    /// The number that the next checkpoint gets.
+    pub(super) fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
     /// The newest checkpoint.
     pub(super) fn newest(&self) -> Option<Kept> {
         self.kept.back().copied()
@@ -471,7 +476,8 @@ impl<D: Driver> Shard<D> {
             }
             state.stats.cleaned_segments += freed.len() as u64;
             if let Some(tier) = &mut state.tier {
-                for held in freed.iter().filter(|held| held.uploaded.get()) {
+                // Whether it was uploaded is not always known: an earlier opening may have.
+                for held in &freed {
                     let name = segment_name(self.0.params.shard, held.id, held.epoch);
                     tier.note_freed(name, kept.sequence);
                 }

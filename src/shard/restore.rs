@@ -37,11 +37,12 @@ const GET_BYTES: u64 = 4 << 20;
 
 /// Restores the driver's directory, which must be empty, from what the remote holds.
 pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Client) -> Result<()> {
-    prepare(driver).await?;
+    check_empty(driver).await?;
     let node = random_id(driver);
     // Far beyond what any other directory of this store can have reached: no name is used twice.
     let ahead = driver.random() >> 32;
     let manifest = client.take_over(node, ahead).await?;
+    begin(driver).await?;
     if let Some(shards) = config.shards
         && shards != manifest.shards.len()
     {
@@ -76,11 +77,10 @@ pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Cli
     unmark.await.map_err(failed)
 }
 
-/// Makes sure that the directory is empty, but for what an earlier restore has begun.
-async fn prepare<D: Driver>(driver: &D) -> Result<()> {
+/// Makes sure that the directory is empty, but for what an earlier restore has begun, which goes.
+async fn check_empty<D: Driver>(driver: &D) -> Result<()> {
     let entries = driver.list("").await.map_err(failed)?;
-    let begun = entries.iter().any(|entry| entry.name == RESTORE);
-    if begun {
+    if entries.iter().any(|entry| entry.name == RESTORE) {
         for entry in entries
             .iter()
             .filter(|entry| entry.name.starts_with("shard-"))
@@ -99,18 +99,25 @@ async fn prepare<D: Driver>(driver: &D) -> Result<()> {
         return Ok(());
     }
     let ours = |name: &str| name == "LOCK" || name == "lost+found";
-    if let Some(other) = entries.iter().find(|entry| !ours(&entry.name)) {
-        return Err(Error::invalid(format!(
+    match entries.iter().find(|entry| !ours(&entry.name)) {
+        None => Ok(()),
+        Some(other) => Err(Error::invalid(format!(
             "a store is rebuilt in an empty directory, give another one: found={:?}",
             other.name
-        )));
+        ))),
     }
-    let make = async {
-        let file = driver.open(RESTORE, OpenMode::CreateNew).await?;
-        file.sync().await?;
+}
+
+/// Marks the directory as one that is being restored.
+async fn begin<D: Driver>(driver: &D) -> Result<()> {
+    let mark = async {
+        match driver.open(RESTORE, OpenMode::CreateNew).await {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         driver.sync_dir("").await
     };
-    make.await.map_err(failed)
+    mark.await.map_err(failed)
 }
 
 struct Restore<'a, D: Driver> {

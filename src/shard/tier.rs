@@ -15,13 +15,13 @@
 //! Deliberately not here: how the bucket is spoken to (`upload`), and reading from it (`cold`).
 
 use super::checkpoint::checkpoint_name;
-use super::{Shard, State, within};
+use super::{Params, Shard, State, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::log::objects;
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
-use crate::remote::Created;
+use crate::remote::{Created, Listed};
 use crate::residency::{Held, Segments};
 use crate::stats::Stats;
 use crate::types::{Lsn, Nanos, PAGE, SegmentId};
@@ -50,6 +50,10 @@ const TAIL_PER_BASE: u64 = 20;
 
 /// How often somebody who waits for the bucket looks whether it is away.
 const HEALTH_PERIOD: Duration = Duration::from_millis(250);
+
+/// Times that an object is looked at again which is not what it should be: it may have become so on
+/// its way.
+const WRONG_MAX: u32 = 3;
 
 /// Pause before something that failed here is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -213,9 +217,22 @@ impl State {
         let Some(published) = self.tier.as_ref().and_then(|tier| tier.published.as_ref()) else {
             return false;
         };
-        let behind = |held: &&Rc<Held>| held.is_sealed() && held.lsns.get().1 > published.next;
+        let behind = |held: &&Rc<Held>| !held.is_sealed() || held.lsns.get().1 > published.next;
         let next = self.segments.iter().find(behind);
-        next.is_some_and(|held| held.lsns.get().0 > published.next)
+        let first = next.map_or(self.log.end().next_lsn, |held| held.lsns.get().0);
+        first > published.next
+    }
+
+    /// Whether an object is of an earlier opening, and nothing refers to its segment.
+    fn is_orphan(&self, params: &Params, name: &str) -> bool {
+        let Some((segment, epoch)) = parse_segment_name(params.shard, name) else {
+            return false;
+        };
+        let Some(tier) = &self.tier else { return false };
+        let same = |held: &Rc<Held>| held.epoch == epoch;
+        let held = self.segments.find(segment).is_some_and(same);
+        let waits = tier.garbage.iter().any(|(_, garbage)| garbage == name);
+        epoch < params.epoch && !held && !waits && self.map.live.bytes(segment) == 0
     }
 
     /// Whether another checkpoint is worth its upload.
@@ -368,13 +385,24 @@ impl<D: Driver> Shard<D> {
             // An earlier try, or an earlier opening, has made it: if it is the same.
             Created::Exists => {
                 mark("segment was uploaded at an earlier try");
-                match client.get(name, 0, table.len() as u64).await {
-                    Ok(there) if there == table => Ok(()),
-                    Ok(_) => Err(Error::corrupt(format!(
-                        "the remote has another segment of this name: segment={}",
-                        held.id.0
-                    ))),
-                    Err(error) => Err(error),
+                self.compare_uploaded(&client, name, &table).await
+            }
+        }
+    }
+
+    /// Whether an object is the one that it should be, by its table. Tries for as long as the remote
+    /// does not say.
+    async fn compare_uploaded(&self, client: &Client, name: String, table: &[u8]) -> Result<()> {
+        let mut wrong = 0;
+        loop {
+            match client.get(name.clone(), 0, table.len() as u64).await {
+                Ok(there) if there == table => return Ok(()),
+                Err(error) if error.kind() != ErrorKind::Unavailable => return Err(error),
+                Err(_) => self.0.driver.sleep(RETRY_PAUSE).await,
+                Ok(_) if wrong < WRONG_MAX => wrong += 1,
+                Ok(_) => {
+                    let message = format!("the remote has another object of this name: {name}");
+                    return Err(Error::corrupt(message));
                 }
             }
         }
@@ -673,8 +701,7 @@ impl<D: Driver> Shard<D> {
             let Some(last) = page.last().map(|listed| listed.name.clone()) else {
                 break;
             };
-            let orphans = page.iter().filter(|listed| self.is_orphan(&listed.name));
-            self.delete_objects(orphans.map(|listed| listed.name.clone()).collect());
+            self.note_orphans(&page);
             after = Some(last);
         }
         let Ok(bases) = client.list(base_prefix(shard), None).await else {
@@ -693,21 +720,20 @@ impl<D: Driver> Shard<D> {
         self.delete_objects(names.collect());
     }
 
-    fn is_orphan(&self, name: &str) -> bool {
-        let Some((segment, epoch)) = parse_segment_name(self.0.params.shard, name) else {
-            return false;
-        };
-        let state = self.0.state.borrow();
-        let tier = state.tier.as_ref().expect("it does not go");
-        let held = state
-            .segments
-            .find(segment)
-            .is_some_and(|held| held.epoch == epoch);
-        let named = tier.published.as_ref().is_some_and(|published| {
-            let same = |object: &Object| (object.segment, object.epoch) == (segment, epoch);
-            published.tail.iter().any(same)
-        });
-        let waiting = tier.garbage.iter().any(|(_, garbage)| garbage == name);
-        epoch < self.0.params.epoch && !held && !named && !waiting
+    /// Notes which listed objects nothing here needs. The published checkpoint may refer to them
+    /// still; the next one will not.
+    fn note_orphans(&self, page: &[Listed]) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let orphans = page.iter().map(|listed| &listed.name);
+        let orphans = orphans.filter(|name| state.is_orphan(&self.0.params, name));
+        let orphans: Vec<String> = orphans.cloned().collect();
+        let sequence = state.upkeep.next_sequence();
+        let tier = state.tier.as_mut().expect("it does not go");
+        for name in orphans {
+            mark("orphan in the remote");
+            tier.note_freed(name, sequence);
+        }
+        self.0.tier_changed.notify();
     }
 }

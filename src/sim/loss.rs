@@ -71,21 +71,21 @@ impl Run {
         self.outcome.crashes += 1;
         let old = self.store.take();
         if !zombie {
-            drop(old.clone());
             self.process.kill();
         }
         self.process = self.universe.process();
         self.machines += 1;
         let disk = self.universe.disk(&format!("disk-{}", self.machines));
         self.exchange_disk(disk);
-        self.rebuild()?;
-        if let (true, Some(old)) = (zombie, old) {
+        let rebuilt = self.rebuild()?;
+        if let (true, true, Some(old)) = (zombie, rebuilt, old) {
             self.tempt(&old)?;
         }
         self.compare_rebuilt()
     }
 
-    fn rebuild(&mut self) -> Flow<()> {
+    /// False: there was nothing to rebuild from, and a new store has begun.
+    fn rebuild(&mut self) -> Flow<bool> {
         let mut tries = 0;
         loop {
             let (universe, process) = (self.universe.clone(), self.process.clone());
@@ -95,7 +95,7 @@ impl Run {
             let error = match self.within("rebuilding the store", rebuilding)? {
                 Ok(store) => {
                     self.store = Some(store);
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(error) => error,
             };
@@ -104,7 +104,7 @@ impl Run {
                 mark("nothing to rebuild from");
                 self.bucket = Some(Bucket::new(&self.universe, u64::from(tries)));
                 self.trouble_bucket();
-                return self.open();
+                return self.open().map(|()| false);
             }
             if tries >= 2 * TRIES {
                 return Err(failed(format!("the store is not rebuilt: {error:?}")));
