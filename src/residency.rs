@@ -41,7 +41,9 @@ pub(crate) struct Held {
     /// Whether its footer is durable, so that it can be read after a restart.
     pub(crate) footer_durable: Cell<bool>,
     /// Whether the remote has it, whole.
-    pub(crate) uploaded: Cell<bool>,
+    uploaded: Cell<bool>,
+    /// The first checkpoint that surely says so.
+    recorded_from: Cell<u64>,
     /// When it was last read or written.
     pub(crate) used: Cell<Nanos>,
     sums: RefCell<Option<Rc<[u32]>>>,
@@ -66,6 +68,7 @@ impl Held {
             pages: Cell::new(0),
             footer_durable: Cell::new(false),
             uploaded: Cell::new(false),
+            recorded_from: Cell::new(0),
             used: Cell::new(Nanos(0)),
             sums: RefCell::new(None),
             checkpoints_dead: Cell::new(0),
@@ -75,6 +78,23 @@ impl Held {
     /// The file that it is in, if it is in one.
     pub(crate) fn file(&self) -> Option<u64> {
         self.file.get()
+    }
+
+    /// Whether the remote has it, whole.
+    pub(crate) fn is_uploaded(&self) -> bool {
+        self.uploaded.get()
+    }
+
+    /// The remote has it; checkpoints from this one on say so.
+    pub(crate) fn set_uploaded(&self, recorded_from: u64) {
+        if !self.uploaded.replace(true) {
+            self.recorded_from.set(recorded_from);
+        }
+    }
+
+    /// Whether all checkpoints from this one on say that the remote has it.
+    pub(crate) fn is_recorded_by(&self, sequence: u64) -> bool {
+        self.uploaded.get() && self.recorded_from.get() <= sequence
     }
 
     /// Whether it takes no more batches.

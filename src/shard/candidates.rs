@@ -40,7 +40,7 @@ fn leave_missing(entries: &[DirEntry], recovered: &mut Recovered) {
     let segments = &mut recovered.segments;
     let gone = |held: &&Rc<Held>| {
         let there = held.file().is_none_or(|file| files.contains(&file));
-        held.uploaded.get() && !there
+        held.is_uploaded() && !there
     };
     let gone: Vec<Rc<Held>> = segments.iter().filter(gone).cloned().collect();
     for held in gone {

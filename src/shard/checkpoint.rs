@@ -106,6 +106,11 @@ impl Upkeep {
         }
     }
 
+    /// The oldest checkpoint that is kept.
+    pub(super) fn oldest_sequence(&self) -> u64 {
+        self.kept.front().map_or(0, |kept| kept.sequence)
+    }
+
     /// The number that the next checkpoint gets.
     pub(super) fn next_sequence(&self) -> u64 {
         self.next_sequence
@@ -323,7 +328,7 @@ impl<D: Driver> Shard<D> {
             file: held.file(),
             pages: held.pages.get(),
             lsns: held.lsns.get(),
-            uploaded: held.uploaded.get(),
+            uploaded: held.is_uploaded(),
         };
         let sealed = state.segments.iter().filter(|held| held.is_sealed());
         let mut head = vec![Item::Start {

@@ -85,25 +85,30 @@ impl State {
         let Some(tier) = &self.tier else {
             return false;
         };
-        let there = held.uploaded.get() && held.lsns.get().1 <= tier.published_next();
+        let there = held.is_uploaded() && held.lsns.get().1 <= tier.published_next();
         held.file().is_some()
             && held.is_sealed()
             && (there || planted("evict_before_upload"))
-            && held.id < self.upkeep.covered_by_all()
+            && self.is_covered(held)
             && Rc::strong_count(held) == 1
+    }
+
+    /// Whether all checkpoints list a segment, and say that the remote has it.
+    fn is_covered(&self, held: &Held) -> bool {
+        let recorded = held.is_recorded_by(self.upkeep.oldest_sequence());
+        let recorded = recorded || planted("evict_before_upload");
+        held.id < self.upkeep.covered_by_all() && recorded
     }
 
     /// Whether checkpoints would make more segments evictable.
     fn waits_for_checkpoint(&self) -> bool {
-        let covered = self.upkeep.covered_by_all();
         let Some(tier) = &self.tier else {
             return false;
         };
-        let newest = self.upkeep.newest().map(|newest| newest.covers);
         self.segments.iter().any(|held| {
-            let there = held.uploaded.get() && held.lsns.get().1 <= tier.published_next();
-            held.file().is_some() && held.is_sealed() && there && held.id >= covered
-        }) && (newest != Some(covered) || self.log.end().segment >= covered)
+            let there = held.is_uploaded() && held.lsns.get().1 <= tier.published_next();
+            held.file().is_some() && held.is_sealed() && there && !self.is_covered(held)
+        })
     }
 
     fn progress(&self) -> Progress {
@@ -262,18 +267,14 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn evict_segments(&self, segments: BTreeSet<SegmentId>) -> Result<u64> {
-        // Two checkpoints have to list a segment before its file may go.
-        for _ in 0..2 {
+        // Two checkpoints have to list a segment before its file may go, and one may have been begun
+        // before it was uploaded.
+        for _ in 0..3 {
             let uncovered = {
                 let state = self.0.state.borrow();
-                let local = |id: &&SegmentId| {
-                    state
-                        .segments
-                        .find(**id)
-                        .is_some_and(|held| held.file().is_some())
-                };
-                let last = segments.iter().rfind(local);
-                last.is_some_and(|last| *last >= state.upkeep.covered_by_all())
+                let held = segments.iter().filter_map(|id| state.segments.find(*id));
+                let mut local = held.filter(|held| held.file().is_some());
+                local.any(|held| !state.is_covered(held))
             };
             if uncovered {
                 self.checkpoint_anyway().await?;

@@ -208,7 +208,7 @@ impl<D: Driver> Shard<D> {
             Ok(bytes) => return Ok(bytes),
             Err(error) => error,
         };
-        if error.kind() != ErrorKind::Corrupt || !part.held.uploaded.get() {
+        if error.kind() != ErrorKind::Corrupt || !part.held.is_uploaded() {
             return Err(error);
         }
         // Bad here, and good there, if the remote can be reached.
@@ -301,7 +301,7 @@ impl<D: Driver> Shard<D> {
         }
         let sums: Rc<[u32]> = match self.read_footer(held).await {
             Ok(footer) => footer.sums.into(),
-            Err(_) if held.uploaded.get() => self.fetch_sums(held).await?,
+            Err(_) if held.is_uploaded() => self.fetch_sums(held).await?,
             Err(error) => {
                 tracing::warn!(segment = held.id.0, %error, "a bad footer, its batches are read");
                 self.sums_of_batches(held).await?.into()

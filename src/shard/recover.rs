@@ -426,7 +426,9 @@ impl Loading {
                 let held = Held::new(segment, epoch, file, identity, lsns.0);
                 let held = segments.hold(held);
                 held.lsns.set(lsns);
-                held.uploaded.set(uploaded);
+                if uploaded {
+                    held.set_uploaded(0);
+                }
                 held.pages.set(pages);
                 held.footer_durable.set(true);
                 Ok(())

@@ -68,6 +68,38 @@ struct Uploaded {
     _held: Vec<Rc<Held>>,
 }
 
+impl Uploaded {
+    /// The state with it, and nothing behind it yet.
+    fn begun(&self) -> ShardState {
+        ShardState {
+            next: self.next,
+            base: Some(self.base),
+            tail: Vec::new(),
+        }
+    }
+}
+
+/// Why a published state goes no further.
+#[derive(Clone, Copy)]
+enum End {
+    /// It has all of the log.
+    Log,
+    /// This segment is not uploaded yet.
+    Waits(SegmentId),
+    /// Before this segment, something is gone.
+    Gap(SegmentId),
+}
+
+impl End {
+    /// Whether all segments up to this one are in.
+    fn is_behind(self, last: Option<SegmentId>) -> bool {
+        match self {
+            End::Log => true,
+            End::Waits(first) | End::Gap(first) => last.is_none_or(|last| first > last),
+        }
+    }
+}
+
 /// What the shard knows of its remote tier.
 pub(super) struct Tier {
     pub(super) client: Client,
@@ -126,7 +158,7 @@ impl Tier {
 
     /// The remote's part of the figures.
     pub(super) fn count(&self, segments: &Segments, now: Nanos, stats: &mut Stats) {
-        let waits = |held: &&Rc<Held>| held.is_sealed() && !held.uploaded.get();
+        let waits = |held: &&Rc<Held>| held.is_sealed() && !held.is_uploaded();
         stats.has_remote = true;
         stats.pending_syncs = segments.iter().filter(waits).count() as u64;
         stats.pending_uploads = self.uploading.len() as u64;
@@ -160,7 +192,7 @@ impl State {
         }
         let waits = |held: &&Rc<Held>| {
             let begun = tier.uploading.contains(&held.id) || tier.stuck.contains_key(&held.id);
-            held.is_sealed() && !held.uploaded.get() && !begun
+            held.is_sealed() && !held.is_uploaded() && !begun
         };
         self.segments.iter().find(waits).cloned()
     }
@@ -170,13 +202,8 @@ impl State {
         let tier = self.tier.as_ref()?;
         let published = tier.published.as_ref()?;
         let rebased = tier.uploaded.as_ref().and_then(|uploaded| {
-            let begun = ShardState {
-                next: uploaded.next,
-                base: Some(uploaded.base),
-                tail: Vec::new(),
-            };
-            let (state, reached) = self.extended(begun);
-            (reached >= uploaded.last).then_some(state)
+            let (state, end) = self.extended(uploaded.begun());
+            end.is_behind(uploaded.last).then_some(state)
         });
         if rebased.is_some() {
             return rebased;
@@ -185,18 +212,16 @@ impl State {
         (state.next > published.next).then_some(state)
     }
 
-    /// A state with all uploaded segments that follow without a gap, and up to which segment
-    /// everything is uploaded.
-    fn extended(&self, mut state: ShardState) -> (ShardState, Option<SegmentId>) {
-        let mut reached = None;
+    /// A state with all uploaded segments that follow without a gap, and why it goes no further.
+    fn extended(&self, mut state: ShardState) -> (ShardState, End) {
         for held in self.segments.iter() {
             let (first, next) = held.lsns.get();
-            if !held.is_sealed() || !(held.uploaded.get() || planted("publish_out_of_order")) {
-                break;
+            if !held.is_sealed() || !(held.is_uploaded() || planted("publish_out_of_order")) {
+                return (state, End::Waits(held.id));
             }
             if next > state.next {
                 if first > state.next {
-                    break;
+                    return (state, End::Gap(held.id));
                 }
                 state.next = next;
                 state.tail.push(Object {
@@ -207,9 +232,14 @@ impl State {
                     pages: held.pages.get(),
                 });
             }
-            reached = Some(held.id);
         }
-        (state, reached)
+        (state, End::Log)
+    }
+
+    /// Whether segments behind an uploaded checkpoint are gone that would have to count with it.
+    fn is_stale(&self, uploaded: &Uploaded) -> bool {
+        let (_, end) = self.extended(uploaded.begun());
+        matches!(end, End::Gap(_)) && !end.is_behind(uploaded.last)
     }
 
     /// Whether segments are gone that would have to come next, so that only a checkpoint helps.
@@ -221,6 +251,12 @@ impl State {
         let next = self.segments.iter().find(behind);
         let first = next.map_or(self.log.end().next_lsn, |held| held.lsns.get().0);
         first > published.next
+    }
+
+    /// The sealed segments, oldest first, kept from being freed.
+    fn sealed(&self) -> Vec<Rc<Held>> {
+        let sealed = self.segments.iter().filter(|held| held.is_sealed());
+        sealed.cloned().collect()
     }
 
     /// Whether an object is of an earlier opening, and nothing refers to its segment.
@@ -243,8 +279,11 @@ impl State {
         let Some(published) = &tier.published else {
             return false;
         };
-        if tier.rebasing || tier.uploaded.is_some() || tier.ended.is_some() {
+        if tier.rebasing || tier.ended.is_some() {
             return false;
+        }
+        if let Some(uploaded) = &tier.uploaded {
+            return self.is_stale(uploaded);
         }
         let tail: u64 = published
             .tail
@@ -284,6 +323,7 @@ impl<D: Driver> Shard<D> {
         {
             let mut state = self.state();
             let state = &mut *state;
+            let recorded_from = state.upkeep.next_sequence() + 1;
             let tier = state.tier.as_mut().expect("it does not go");
             let ahead = claimed.as_ref().is_ok_and(|there| there.next > recovered);
             match claimed {
@@ -299,7 +339,7 @@ impl<D: Driver> Shard<D> {
                         if let Some(held) = state.segments.find(object.segment)
                             && held.epoch == object.epoch
                         {
-                            held.uploaded.set(true);
+                            held.set_uploaded(recorded_from);
                         }
                     }
                     tier.published = Some(published);
@@ -344,11 +384,13 @@ impl<D: Driver> Shard<D> {
             self.0.driver.spawn(async move {
                 let result = shard.upload_segment(&held).await;
                 let mut state = shard.state();
+                // One checkpoint may have been begun that does not know yet.
+                let recorded_from = state.upkeep.next_sequence() + 1;
                 let tier = state.tier.as_mut().expect("it does not go");
                 tier.uploading.remove(&held.id);
                 match result {
                     Ok(()) => {
-                        held.uploaded.set(true);
+                        held.set_uploaded(recorded_from);
                         state.stats.completed_syncs += 1;
                     }
                     Err(error) => {
@@ -525,12 +567,11 @@ impl<D: Driver> Shard<D> {
 
     async fn try_rebase(&self) -> Result<Uploaded> {
         self.seal_open().await?;
-        self.checkpoint().await?;
-        let (newest, held) = {
+        // Also when nothing has changed but that a segment was sealed: the list of those counts.
+        self.checkpoint_anyway().await?;
+        let (newest, mut held) = {
             let state = self.0.state.borrow();
-            let newest = state.upkeep.newest();
-            let sealed = state.segments.iter().filter(|held| held.is_sealed());
-            (newest, sealed.cloned().collect::<Vec<_>>())
+            (state.upkeep.newest(), state.sealed())
         };
         let newest = newest.ok_or_else(|| Error::internal("a checkpoint has gone"))?;
         let base = Base {
@@ -547,11 +588,9 @@ impl<D: Driver> Shard<D> {
             .await?;
         // What the cleaner has moved meanwhile has to be in the bucket, too.
         self.seal_open().await?;
-        let last = {
-            let state = self.0.state.borrow();
-            let newest = state.segments.iter().rev().find(|held| held.is_sealed());
-            newest.map(|held| held.id)
-        };
+        let sealed = self.0.state.borrow().sealed();
+        let last = sealed.last().map(|held| held.id);
+        held.extend(sealed);
         mark("checkpoint uploaded");
         Ok(Uploaded {
             base,
