@@ -105,6 +105,12 @@ pub(super) struct Tier {
     pub(super) client: Client,
     /// What counts in the bucket; `None` until the bucket is taken.
     published: Option<ShardState>,
+    /// What will count there next, as far as it has been handed over, and how often something was;
+    /// what was handed over later stands for more.
+    submitted: Option<ShardState>,
+    submissions: u64,
+    /// The last of those that counts.
+    counted: u64,
     /// Why nothing more will be uploaded.
     ended: Option<Error>,
     /// Somebody waits for this batch to count.
@@ -128,6 +134,9 @@ impl Tier {
         Tier {
             client,
             published: None,
+            submitted: None,
+            submissions: 0,
+            counted: 0,
             ended: None,
             wanted: Lsn(0),
             uploading: BTreeSet::new(),
@@ -197,19 +206,25 @@ impl State {
         self.segments.iter().find(waits).cloned()
     }
 
-    /// What may be published now, if it is more than what is.
+    /// What may be published now, if it is more than what was handed over for it.
     fn publishable(&self) -> Option<ShardState> {
         let tier = self.tier.as_ref()?;
         let published = tier.published.as_ref()?;
-        let rebased = tier.uploaded.as_ref().and_then(|uploaded| {
+        if tier.ended.is_some() {
+            return None;
+        }
+        let before = tier.submitted.as_ref().unwrap_or(published);
+        let uploaded = tier.uploaded.as_ref();
+        let fresh = uploaded.filter(|uploaded| before.base != Some(uploaded.base));
+        let rebased = fresh.and_then(|uploaded| {
             let (state, end) = self.extended(uploaded.begun());
             end.is_behind(uploaded.last).then_some(state)
         });
         if rebased.is_some() {
             return rebased;
         }
-        let (state, _) = self.extended(published.clone());
-        (state.next > published.next).then_some(state)
+        let (state, _) = self.extended(before.clone());
+        (state.next > before.next).then_some(state)
     }
 
     /// A state with all uploaded segments that follow without a gap, and why it goes no further.
@@ -450,36 +465,49 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Publishes whatever may be, one state at a time.
+    /// Hands over whatever may be published. What waits for other shards is not waited for: more of
+    /// this one's may be what they wait for.
     async fn publish_all(self) {
-        let client = self.client().expect("it does not go");
         loop {
             let next = || self.0.state.borrow().publishable();
             let next = self.0.tier_changed.until(next).await;
-            let needs = self
-                .0
-                .state
-                .borrow()
-                .tier
-                .as_ref()
-                .map(|tier| tier.needs.clone());
-            let result = client
-                .publish(self.0.params.shard, next.clone(), needs.unwrap_or_default())
-                .await;
-            match result {
-                Ok(()) => self.note_published(next).await,
-                Err(error) => {
-                    let mut state = self.state();
-                    state.tier.as_mut().expect("it does not go").ended = Some(error);
-                    drop(state);
-                    self.0.tier_changed.notify();
-                    return;
-                }
+            let (number, needs) = {
+                let mut state = self.state();
+                let tier = state.tier.as_mut().expect("it does not go");
+                tier.submissions += 1;
+                tier.submitted = Some(next.clone());
+                (tier.submissions, tier.needs.clone())
+            };
+            let shard = self.clone();
+            self.0
+                .driver
+                .spawn(async move { shard.publish(number, next, needs).await });
+        }
+    }
+
+    async fn publish(&self, number: u64, next: ShardState, needs: Vec<Needs>) {
+        let client = self.client().expect("it does not go");
+        let result = client
+            .publish(self.0.params.shard, next.clone(), needs)
+            .await;
+        let mut state = self.state();
+        let tier = state.tier.as_mut().expect("it does not go");
+        match result {
+            Ok(()) if number > tier.counted => {
+                tier.counted = number;
+                drop(state);
+                self.note_published(next);
+            }
+            Ok(()) => {}
+            Err(error) => {
+                tier.ended.get_or_insert(error);
+                drop(state);
+                self.0.tier_changed.notify();
             }
         }
     }
 
-    async fn note_published(&self, next: ShardState) {
+    fn note_published(&self, next: ShardState) {
         let old = {
             let mut state = self.state();
             let tier = state.tier.as_mut().expect("it does not go");
