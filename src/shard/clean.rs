@@ -143,7 +143,14 @@ impl<D: Driver> Shard<D> {
         let settled = self.settle(&victims).await;
         let lost = self.0.state.borrow().map.live.lost();
         self.state().upkeep.lost_then = lost;
-        moved.and(settled)
+        match moved {
+            // The remote went away in the middle: the rest waits until something has changed.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                self.state().upkeep.cleaned_at = Some(progress);
+                settled
+            }
+            moved => moved.and(settled),
+        }
     }
 
     /// Pages that the cleaner can fill for certain before anything is freed, at most
@@ -198,10 +205,13 @@ impl<D: Driver> Shard<D> {
         let capacity = state.log.data_bytes_of_segment();
         let newest = state.log.end().segment.0;
         let unclaimed = state.map.first_unclaimed();
+        let reachable = state.tier.as_ref().is_some_and(|tier| tier.is_well());
         let mut candidates: Vec<(f64, SegmentId, u64)> = state
             .segments
             .iter()
             .filter(|held| held.is_sealed() && held.footer_durable.get())
+            // What is in the remote only can be moved while that can be reached.
+            .filter(|held| held.file().is_some() || reachable)
             .filter(|held| unclaimed.is_none_or(|first| held.id < first))
             .filter(|held| !state.upkeep.unmovable.contains(&held.id))
             .filter_map(|held| {

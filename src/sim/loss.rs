@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::time::Duration;
 
 /// Virtual time after which everything that was late has come.
-const LATE: Duration = Duration::from_secs(30);
+pub(super) const LATE: Duration = Duration::from_secs(30);
 
 /// Virtual seconds in which a remote that is back is noticed.
 const BACK_S: u64 = 120;
