@@ -2,6 +2,8 @@
 //! API.
 
 mod cli;
+#[cfg(feature = "nbd")]
+mod nbd;
 
 fn main() -> std::process::ExitCode {
     cli::main()

@@ -16,7 +16,11 @@ mod payloads;
 mod progress;
 mod report;
 mod segments;
+#[cfg(feature = "nbd")]
+mod serve;
 mod settings;
+#[cfg(feature = "nbd")]
+mod socket;
 mod sparse;
 mod units;
 
@@ -76,6 +80,13 @@ fn start_logging(global: &Global) {
 }
 
 async fn interruptible(arguments: Arguments) -> anyhow::Result<Code> {
+    let Arguments { global, command } = arguments;
+    #[cfg(feature = "nbd")]
+    if let Command::Serve(args) = command {
+        // It has its own way with signals.
+        let report = serve::run(&global, args).await?;
+        return report.print(global.json, global.quiet);
+    }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let interrupted = async {
@@ -88,7 +99,6 @@ async fn interruptible(arguments: Arguments) -> anyhow::Result<Code> {
             std::process::exit(Code::Interrupted as i32);
         });
     };
-    let Arguments { global, command } = arguments;
     tokio::select! {
         result = run(&global, command) => result?.print(global.json, global.quiet),
         () = interrupted => Err(Interrupted.into()),
@@ -127,6 +137,8 @@ async fn on_store(store: &Store, global: &Global, command: Command) -> anyhow::R
         Command::Health => report::health(store).await,
         Command::Verify => report::verify(store, global).await,
         Command::Segments { command } => segments::run(store, &command).await,
+        #[cfg(feature = "nbd")]
+        Command::Serve(_) => unreachable!("it opens its own store"),
         Command::Bench(_) | Command::Doctor | Command::Init(_) => {
             unreachable!("these open no store, or their own")
         }
