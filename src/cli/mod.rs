@@ -5,11 +5,14 @@
 //! 2. What a command reports as done is durable: the store was closed before.
 //! 3. Nothing here is known to the library, and nothing of the library's inside is known here.
 
+mod admin;
 mod args;
 mod bench;
 mod clock;
 mod copying;
 mod doctor;
+#[cfg(feature = "nbd")]
+mod holder;
 mod machine;
 mod outcome;
 mod payloads;
@@ -112,7 +115,10 @@ async fn run(global: &Global, command: Command) -> anyhow::Result<Report> {
         Command::Init(init) => return settings::init(global, &init).await,
         _ => {}
     }
-    let store = open(settings::load(global)?, global).await?;
+    let store = match open(settings::load(global)?, global).await {
+        Ok(store) => store,
+        Err(error) => return admin::instead(global, &command, error).await,
+    };
     let result = on_store(&store, global, command).await;
     let closed = store.close().await;
     let report = result?;

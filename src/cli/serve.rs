@@ -1,52 +1,43 @@
 //! `serve`: the store's payloads for programs that speak NBD, until interrupted.
 //!
-//! Invariants:
-//! 1. The socket appears when the store is open, and is removed after the store was closed: who
-//!    waits for either may rely on it.
-//! 2. An interruption is how it is meant to end: exit code 0, with everything durable.
+//! Invariant: the socket appears when the store is open, and is removed after the store was closed,
+//! so who waits for either may rely on it.
 
 use super::args::{Global, Serve};
+use super::holder::Holder;
 use super::outcome::{Report, UsageError};
-use super::{open, settings, socket};
+use super::socket;
 use crate::nbd;
 use anyhow::Context;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
 /// Serves until SIGINT or SIGTERM.
 pub(crate) async fn run(global: &Global, serve: Serve) -> anyhow::Result<Report> {
     let Some(path) = &serve.nbd else {
         return Err(UsageError("say what to serve: --nbd unix:PATH").into());
     };
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let store = open(settings::load(global)?, global).await?;
+    let mut holder = Holder::open(global).await?;
     let (listener, file) = match socket::listen(path) {
         Ok(made) => made,
         Err(error) => {
-            store.close().await?;
+            holder.close().await?;
             return Err(error);
         }
     };
     if !global.quiet {
         eprintln!("ringstore: serving NBD: socket={}", path.display());
     }
-    let (stop, stopping) = watch::channel(false);
     let options = nbd::Options {
         create: serve.create,
         clients_max: serve.max_clients,
     };
-    let serving = tokio::spawn(nbd::serve(listener, store.clone(), options, stopping));
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    stop.send_replace(true);
+    let serving = nbd::serve(listener, holder.store.clone(), options, holder.stopping());
+    let serving = tokio::spawn(serving);
+    holder.interrupted().await;
+    holder.stop();
     let served = serving.await;
-    let closed = store.close().await;
+    holder.close().await?;
     drop(file);
-    closed.context("the store could not be closed")?;
     served.context("the server ended early")?;
     Ok(Report::done(String::new(), json!({ "closed": true })))
 }
