@@ -2,6 +2,8 @@
 //! API.
 
 mod cli;
+#[cfg(feature = "fuse")]
+mod mount;
 #[cfg(feature = "nbd")]
 mod nbd;
 

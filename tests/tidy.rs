@@ -53,7 +53,7 @@ const LAYERS: &[(&str, &str)] = &[
 
 /// The parts of the command: they name each other as it stands here, and of the library its public
 /// interface only, as any other program.
-const FRONT_ENDS: &[(&str, &str)] = &[("nbd", ""), ("cli", "nbd")];
+const FRONT_ENDS: &[(&str, &str)] = &[("mount", ""), ("nbd", ""), ("cli", "mount nbd")];
 
 /// What `lib.rs` re-exports, by the module that it comes from.
 const ROOT_NAMES: &[(&str, &str)] = &[
@@ -84,6 +84,7 @@ const CRATES: &[(&str, &[&str])] = &[
     // The command's benchmark is read more closely than the engine's own figures: three digits.
     ("hdrhistogram", &["src/stats.rs", "src/cli/bench/"]),
     ("clap", &["src/cli/"]),
+    ("fuser", &["src/mount/"]),
     ("indicatif", &["src/cli/"]),
 ];
 

@@ -138,6 +138,9 @@ pub(crate) enum Command {
     /// Serve payloads to other programs, until interrupted
     #[cfg(feature = "nbd")]
     Serve(Serve),
+    /// Show payloads as files in a directory, until interrupted or unmounted
+    #[cfg(feature = "fuse")]
+    Mount(Mount),
     /// Measure; without options: a tour that writes, clones, cuts, reads back and verifies
     Bench(Box<BenchArgs>),
 }
@@ -209,6 +212,16 @@ pub(crate) struct Serve {
     /// Most clients at a time; each may take 32 MiB of memory
     #[arg(long, value_name = "N", default_value_t = 64, requires = "nbd")]
     pub(crate) max_clients: usize,
+}
+
+#[cfg(feature = "fuse")]
+#[derive(Args, Debug)]
+pub(crate) struct Mount {
+    /// Empty directory to mount at
+    pub(crate) point: PathBuf,
+    /// Let other users in; they still need the permissions
+    #[arg(long)]
+    pub(crate) allow_other: bool,
 }
 
 /// Reads `unix:PATH`.

@@ -17,6 +17,9 @@ use tokio::task::JoinHandle;
 /// An open store, and the door for other commands.
 pub(crate) struct Holder {
     pub(crate) store: Store,
+    /// Where it is.
+    #[cfg(feature = "fuse")]
+    pub(crate) dir: std::path::PathBuf,
     stop: watch::Sender<bool>,
     admin: Option<(JoinHandle<()>, super::socket::SocketFile)>,
     interrupt: Signal,
@@ -45,6 +48,8 @@ impl Holder {
         };
         Ok(Holder {
             store,
+            #[cfg(feature = "fuse")]
+            dir,
             stop,
             admin,
             interrupt,

@@ -11,9 +11,11 @@ mod bench;
 mod clock;
 mod copying;
 mod doctor;
-#[cfg(feature = "nbd")]
+#[cfg(any(feature = "fuse", feature = "nbd"))]
 mod holder;
 mod machine;
+#[cfg(feature = "fuse")]
+mod mount;
 mod outcome;
 mod payloads;
 mod progress;
@@ -22,7 +24,7 @@ mod segments;
 #[cfg(feature = "nbd")]
 mod serve;
 mod settings;
-#[cfg(feature = "nbd")]
+#[cfg(any(feature = "fuse", feature = "nbd"))]
 mod socket;
 mod sparse;
 mod units;
@@ -90,6 +92,11 @@ async fn interruptible(arguments: Arguments) -> anyhow::Result<Code> {
         let report = serve::run(&global, args).await?;
         return report.print(global.json, global.quiet);
     }
+    #[cfg(feature = "fuse")]
+    if let Command::Mount(args) = command {
+        let report = mount::run(&global, args).await?;
+        return report.print(global.json, global.quiet);
+    }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let interrupted = async {
@@ -143,6 +150,8 @@ async fn on_store(store: &Store, global: &Global, command: Command) -> anyhow::R
         Command::Health => report::health(store).await,
         Command::Verify => report::verify(store, global).await,
         Command::Segments { command } => segments::run(store, &command).await,
+        #[cfg(feature = "fuse")]
+        Command::Mount(_) => unreachable!("it opens its own store"),
         #[cfg(feature = "nbd")]
         Command::Serve(_) => unreachable!("it opens its own store"),
         Command::Bench(_) | Command::Doctor | Command::Init(_) => {

@@ -14,7 +14,7 @@ const HANGS_AFTER_SECONDS: &str = "240";
 /// What has to be installed for the programs that are run here.
 const INSTALL: &str = "apt-get install -y --no-install-recommends fio libnbd-bin nbdfuse \
                        python3-libnbd qemu-utils e2fsprogs xfsprogs fuse3 mount util-linux rsync \
-                       sqlite3 attr";
+                       sqlite3 attr, and: cargo install fsx";
 
 /// A directory for a store, its sockets and what clients write.
 pub(crate) struct Place {
