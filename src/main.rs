@@ -2,6 +2,10 @@
 //! API.
 
 mod cli;
+#[cfg(feature = "fuse")]
+mod mount;
+#[cfg(feature = "nbd")]
+mod nbd;
 
 fn main() -> std::process::ExitCode {
     cli::main()

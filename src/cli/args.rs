@@ -135,6 +135,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Segments,
     },
+    /// Serve payloads to other programs, until interrupted
+    #[cfg(feature = "nbd")]
+    Serve(Serve),
+    /// Show payloads as files in a directory, until interrupted or unmounted
+    #[cfg(feature = "fuse")]
+    Mount(Mount),
     /// Measure; without options: a tour that writes, clones, cuts, reads back and verifies
     Bench(Box<BenchArgs>),
 }
@@ -192,6 +198,39 @@ pub(crate) struct Get {
     /// Make holes of the payload's holes
     #[arg(long)]
     pub(crate) sparse: bool,
+}
+
+#[cfg(feature = "nbd")]
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    /// Socket for NBD clients; an export is a payload, by its id
+    #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
+    pub(crate) nbd: Option<PathBuf>,
+    /// Make a payload of this size when a client opens one that is missing
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "nbd")]
+    pub(crate) create: Option<u64>,
+    /// Most clients at a time; each may take 32 MiB of memory
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "nbd")]
+    pub(crate) max_clients: usize,
+}
+
+#[cfg(feature = "fuse")]
+#[derive(Args, Debug)]
+pub(crate) struct Mount {
+    /// Empty directory to mount at
+    pub(crate) point: PathBuf,
+    /// Let other users in; they still need the permissions
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+}
+
+/// Reads `unix:PATH`.
+#[cfg(feature = "nbd")]
+fn parse_unix(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) if !path.is_empty() => Ok(PathBuf::from(path)),
+        _ => Err("a socket is given as unix:PATH".to_owned()),
+    }
 }
 
 #[cfg(test)]

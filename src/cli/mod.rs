@@ -5,18 +5,27 @@
 //! 2. What a command reports as done is durable: the store was closed before.
 //! 3. Nothing here is known to the library, and nothing of the library's inside is known here.
 
+mod admin;
 mod args;
 mod bench;
 mod clock;
 mod copying;
 mod doctor;
+#[cfg(any(feature = "fuse", feature = "nbd"))]
+mod holder;
 mod machine;
+#[cfg(feature = "fuse")]
+mod mount;
 mod outcome;
 mod payloads;
 mod progress;
 mod report;
 mod segments;
+#[cfg(feature = "nbd")]
+mod serve;
 mod settings;
+#[cfg(any(feature = "fuse", feature = "nbd"))]
+mod socket;
 mod sparse;
 mod units;
 
@@ -76,6 +85,18 @@ fn start_logging(global: &Global) {
 }
 
 async fn interruptible(arguments: Arguments) -> anyhow::Result<Code> {
+    let Arguments { global, command } = arguments;
+    #[cfg(feature = "nbd")]
+    if let Command::Serve(args) = command {
+        // It has its own way with signals.
+        let report = serve::run(&global, args).await?;
+        return report.print(global.json, global.quiet);
+    }
+    #[cfg(feature = "fuse")]
+    if let Command::Mount(args) = command {
+        let report = mount::run(&global, args).await?;
+        return report.print(global.json, global.quiet);
+    }
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let interrupted = async {
@@ -88,7 +109,6 @@ async fn interruptible(arguments: Arguments) -> anyhow::Result<Code> {
             std::process::exit(Code::Interrupted as i32);
         });
     };
-    let Arguments { global, command } = arguments;
     tokio::select! {
         result = run(&global, command) => result?.print(global.json, global.quiet),
         () = interrupted => Err(Interrupted.into()),
@@ -102,7 +122,10 @@ async fn run(global: &Global, command: Command) -> anyhow::Result<Report> {
         Command::Init(init) => return settings::init(global, &init).await,
         _ => {}
     }
-    let store = open(settings::load(global)?, global).await?;
+    let store = match open(settings::load(global)?, global).await {
+        Ok(store) => store,
+        Err(error) => return admin::instead(global, &command, error).await,
+    };
     let result = on_store(&store, global, command).await;
     let closed = store.close().await;
     let report = result?;
@@ -127,6 +150,10 @@ async fn on_store(store: &Store, global: &Global, command: Command) -> anyhow::R
         Command::Health => report::health(store).await,
         Command::Verify => report::verify(store, global).await,
         Command::Segments { command } => segments::run(store, &command).await,
+        #[cfg(feature = "fuse")]
+        Command::Mount(_) => unreachable!("it opens its own store"),
+        #[cfg(feature = "nbd")]
+        Command::Serve(_) => unreachable!("it opens its own store"),
         Command::Bench(_) | Command::Doctor | Command::Init(_) => {
             unreachable!("these open no store, or their own")
         }

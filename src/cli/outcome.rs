@@ -27,6 +27,41 @@ pub(crate) enum Code {
     Interrupted = 130,
 }
 
+impl Code {
+    const ALL: [Code; 10] = [
+        Code::Ok,
+        Code::Failed,
+        Code::Usage,
+        Code::NotFound,
+        Code::Locked,
+        Code::Corrupt,
+        Code::Degraded,
+        Code::RemoteUnavailable,
+        Code::Unsupported,
+        Code::Interrupted,
+    ];
+
+    /// The code of this number, if there is one.
+    pub(crate) fn from_number(number: u64) -> Option<Code> {
+        Code::ALL.into_iter().find(|code| *code as u64 == number)
+    }
+}
+
+/// An error that another process has met for us.
+#[derive(Debug)]
+pub(crate) struct Relayed {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+}
+
+impl std::fmt::Display for Relayed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Relayed {}
+
 /// A usage error that the parser of the arguments cannot see.
 #[derive(Debug)]
 pub(crate) struct UsageError(pub(crate) &'static str);
@@ -144,6 +179,9 @@ impl Report {
 pub(crate) fn code_of(error: &anyhow::Error) -> Code {
     if error.is::<UsageError>() {
         return Code::Usage;
+    }
+    if let Some(relayed) = error.downcast_ref::<Relayed>() {
+        return relayed.code;
     }
     if error.is::<Interrupted>() {
         return Code::Interrupted;

@@ -1,0 +1,179 @@
+//! Commands on a store that a server has: they are run by the server, and nobody notices.
+
+#![cfg(feature = "nbd")]
+
+#[path = "common/door.rs"]
+#[allow(dead_code, reason = "every test file uses a part of it")]
+mod door;
+
+use door::{Place, noise, tool, wait_for};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// What a command prints, what it says, and how it exits.
+fn outcome(place: &Place, args: &[&str]) -> (String, String, Option<i32>) {
+    let output = place.ringstore(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        text(output.stdout),
+        text(output.stderr),
+        output.status.code(),
+    )
+}
+
+// S-22
+#[test]
+fn commands_reach_a_store_that_is_served() {
+    let place = Place::new();
+    let _server = place.serve(&["--create", "1m"]);
+    let socket = std::fs::metadata(place.path("store/admin.sock")).unwrap();
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    let write = ["-f", "raw", "-c", "write -P 7 64k 8k", &place.uri("disk")];
+    tool("qemu-io", &write);
+    assert_eq!(place.run(&["ls"]), "disk\n");
+    let stat: Value = serde_json::from_str(&place.run(&["stat", "disk", "--json"])).unwrap();
+    assert_eq!(stat["schema"], "ringstore.stats/1");
+    assert_eq!(stat["local_bytes"], 8192);
+    place.run(&["cp", "disk", "clone"]);
+    place.run(&["flush", "clone"]);
+    place.run(&["truncate", "clone", "68k"]);
+    place.run(&["punch", "clone", "64k", "1k"]);
+    assert!(place.run(&["verify"]).contains("2 payloads"));
+    assert!(place.run(&["health"]).starts_with("healthy"));
+    assert!(place.run(&["segments", "ls"]).contains("open"));
+    let stats: Value = serde_json::from_str(&place.run(&["stats", "--json"])).unwrap();
+    assert_eq!(stats["file_count"], 2);
+    let read = ["-f", "raw", "-c", "read -P 7 65k 3k", &place.uri("clone")];
+    assert!(!tool("qemu-io", &read).contains("failed"));
+    place.run(&["rm", "clone", "missing"]);
+    assert_eq!(place.run(&["ls", "-l"]).trim(), "1048576  disk");
+
+    // The same words and the same codes as without a server.
+    let (_, said, code) = outcome(&place, &["stat", "missing"]);
+    assert_eq!(
+        (said.as_str(), code),
+        ("ringstore: not found: no such payload\n", Some(3))
+    );
+    assert_eq!(outcome(&place, &["segments", "dump", "999"]).2, Some(3));
+    assert_eq!(outcome(&place, &["stat", "x", "--wrong"]).2, Some(2));
+    assert_eq!(
+        outcome(&place, &["-q", "flush", "--all"]),
+        (String::new(), String::new(), Some(0))
+    );
+}
+
+// S-22
+#[test]
+fn what_cannot_be_sent_is_told_who_has_the_store() {
+    let place = Place::new();
+    let server = place.serve(&["--create", "1m"]);
+    std::fs::write(place.path("file"), b"bytes").unwrap();
+    for args in [
+        &["put", "file", "payload"][..],
+        &["get", "payload", "file"],
+        &["init"],
+    ] {
+        let (out, said, code) = outcome(&place, args);
+        assert_eq!((out.as_str(), code), ("", Some(4)), "{args:?} {said}");
+        assert!(said.contains(&format!("pid={}", server.0.id())), "{said}");
+    }
+    std::fs::remove_file(place.path("store/admin.sock")).unwrap();
+    assert_eq!(outcome(&place, &["ls"]).2, Some(4), "nobody answers");
+}
+
+#[test]
+fn figures_are_watched_through_a_server() {
+    let place = Place::new();
+    let _server = place.serve(&["--create", "1m"]);
+    let mut child = place
+        .ringstore(&["stats", "--watch", "200ms", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut seen = String::new();
+    let mut part = [0; 4096];
+    while seen.matches("ringstore.stats/1").count() < 3 {
+        let count = out.read(&mut part).unwrap();
+        assert!(count > 0, "{seen}");
+        seen += std::str::from_utf8(&part[..count]).unwrap();
+    }
+    tool("kill", &["-s", "INT", &child.id().to_string()]);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+// S-20
+#[test]
+fn a_socket_that_was_left_behind_is_no_obstacle() {
+    let place = Place::new();
+    let server = place.serve(&["--create", "1m"]);
+    tool("nbdinfo", &[place.uri("disk")]);
+    place.run(&["flush"]);
+    server.stop("KILL");
+    assert!(place.path("store/admin.sock").exists());
+    assert_eq!(place.run(&["ls"]), "disk\n");
+    let server = place.serve(&[]);
+    assert_eq!(place.run(&["ls"]), "disk\n");
+    server.stop("INT");
+    assert!(!place.path("store/admin.sock").exists());
+    assert_eq!(place.run(&["ls"]), "disk\n");
+}
+
+#[test]
+fn noise_at_the_door_changes_nothing() {
+    let place = Place::new();
+    let server = place.serve(&["--create", "1m"]);
+    let connect = || {
+        let stream = UnixStream::connect(place.path("store/admin.sock")).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        stream
+    };
+    let framed = |text: &[u8]| [&(text.len() as u32).to_le_bytes()[..], text].concat();
+    let before = server.memory();
+    for bytes in [
+        u32::MAX.to_le_bytes().to_vec(),
+        (64u32 << 20).to_le_bytes().to_vec(),
+        framed(b"{"),
+        framed(b"[1, 2]"),
+        framed(&b"[".repeat(100_000)),
+        framed(&noise(5000, 3)),
+    ] {
+        let mut stream = connect();
+        stream.write_all(&bytes).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        let is_refusal = String::from_utf8_lossy(&rest).contains("error");
+        assert!(rest.is_empty() || is_refusal, "{rest:?}");
+    }
+    for words in [
+        r#"["ringstore", "put", "/etc/passwd", "x"]"#,
+        r#"["ringstore", "get", "x", "/tmp/x"]"#,
+        r#"["ringstore", "serve", "--nbd", "unix:/tmp/x"]"#,
+        r#"["ringstore", "bench"]"#,
+        r#"["ringstore", "--help"]"#,
+        "[]",
+        "[7]",
+    ] {
+        let mut stream = connect();
+        let request = format!("{{\"arguments\": {words}}}");
+        stream.write_all(&framed(request.as_bytes())).unwrap();
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).unwrap();
+        let reply: Value = serde_json::from_slice(&reply[4..]).unwrap();
+        assert!(
+            reply["error"].is_string() && reply["code"] != 0,
+            "{words} {reply}"
+        );
+    }
+    // Those who only sit there do not keep others out for ever.
+    let silent: Vec<UnixStream> = (0..16).map(|_| connect()).collect();
+    assert_eq!(place.run(&["ls"]), "");
+    drop(silent);
+    wait_for("the memory", || server.memory() < before + (50 << 20));
+}
