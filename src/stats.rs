@@ -407,6 +407,12 @@ impl LatencySnapshot {
         }
     }
 
+    /// So many more of an operation took so many nanoseconds.
+    pub(crate) fn add(&mut self, op: Op, span: u64, count: u64) {
+        let span = span.clamp(1, LATENCY_MAX_NS);
+        self.histograms[op as usize].saturating_record_n(span, count);
+    }
+
     fn histogram(&self, operation: &str) -> Option<&Histogram<u64>> {
         let index = Op::ALL.iter().position(|(_, name)| *name == operation)?;
         Some(&self.histograms[index])

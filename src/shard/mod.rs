@@ -13,6 +13,7 @@ pub(crate) mod mailbox;
 pub(crate) mod request;
 pub(crate) mod slot;
 
+mod cached;
 mod candidates;
 mod checkpoint;
 mod clean;
@@ -31,6 +32,8 @@ mod takeover;
 mod verify;
 mod write;
 
+use crate::cache::read_buffer::ReadBuffer;
+use crate::cache::table::Table;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
@@ -78,6 +81,8 @@ pub(crate) struct Params {
     pub(crate) epoch: Epoch,
     pub(crate) config: Config,
     pub(crate) routes: Arc<Routes>,
+    /// What is in its read buffer, for all to look up.
+    pub(crate) table: crate::sync::Arc<Table>,
     /// Files that it keeps open at most.
     pub(crate) files_open_max: usize,
 }
@@ -94,6 +99,10 @@ impl Params {
 
     fn segment_bytes(&self) -> u64 {
         self.config.segment_bytes
+    }
+
+    fn read_buffer_bytes(&self) -> u64 {
+        self.config.read_buffer_bytes / self.shards as u64
     }
 
     fn dirty_bytes_max(&self) -> u64 {
@@ -120,6 +129,7 @@ struct State {
     log: Log,
     tail: Tail,
     segments: Segments,
+    buffer: ReadBuffer,
     commit: commit::Commit,
     space: space::Space,
     upkeep: checkpoint::Upkeep,
@@ -221,6 +231,7 @@ impl<D: Driver> Shard<D> {
         let result = outcome.get_or_init(|| result).clone();
         // The mailbox goes first: whoever sees the answer finds the store closed.
         drop(mailbox);
+        self.0.params.table.close();
         closing
             .into_iter()
             .for_each(|reply| reply.send(result.clone()));
@@ -339,8 +350,9 @@ impl<D: Driver> Shard<D> {
             } => reply.send(Ok(self.list(after.as_ref(), limit))),
             Work::Stats(reply) => reply.send(Ok(self.stats().await)),
             Work::Latency(reply) => {
-                reply.send(Ok(self.0.state.borrow().latencies.snapshot()));
+                reply.send(Ok(self.latency()));
             }
+            Work::EvictReadBuffer(reply) => reply.send(Ok(self.state().buffer.clear())),
             Work::Verify(reply) => reply.send(self.verify().await),
             Work::Segments(reply) => reply.send(Ok(self.segments())),
             Work::DumpSegment { number, reply } => reply.send(self.dump_segment(number).await),

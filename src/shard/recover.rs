@@ -17,6 +17,7 @@ use super::signal::Signal;
 use super::tail::Tail;
 use super::{Inner, Params, Shard, State};
 use crate::buf::AlignedBuf;
+use crate::cache::read_buffer::ReadBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::retry::{is_exhausted, retried};
 use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
@@ -97,6 +98,7 @@ impl<D: Driver> Shard<D> {
             log: Log::new(log_params, recovered.end),
             tail: Tail::new(durable),
             segments: recovered.segments,
+            buffer: ReadBuffer::new(params.table.clone(), params.read_buffer_bytes()),
             commit: Default::default(),
             space: Default::default(),
             upkeep: recovered.upkeep,
