@@ -1,5 +1,6 @@
 //! The read buffer: what is served from memory, and that it is never anything else than what the
-//! payload holds. Contract clauses 4, 5, 6, 11 and 13, scenarios 5, 26, 128, 129 and 131.
+//! payload holds; and what is read ahead into it. Contract clauses 4, 5, 6, 11 and 13, scenarios 5,
+//! 26 and 128 to 131.
 
 mod common;
 
@@ -472,4 +473,124 @@ fn readers_on_threads_see_every_change_that_was_acknowledged() {
             store.close().await.unwrap();
         });
     }
+}
+
+/// A store that reads ahead, with a flushed payload of 4 MiB that nothing has read.
+async fn streams(read_buffer: u64, prefetch: u64) -> (Bench, Store, PayloadId, Bytes) {
+    let bench = Bench::new(Setup {
+        driver: best_driver(),
+        shards: Some(1),
+        tiny: false,
+    });
+    let mut config = bench.config();
+    (config.read_buffer_bytes, config.prefetch_bytes_max) = (read_buffer, prefetch);
+    let store = open(config).await.unwrap();
+    let (name, data) = (id("stream"), pattern(1, 4 * MIB));
+    store.write_at(&name, 0, data.clone()).await.unwrap();
+    store.flush(&name).await.unwrap();
+    (bench, store, name, data)
+}
+
+/// Waits until what was read ahead is in the buffer, so that figures are exact.
+async fn settled(store: &Store) -> ringstore::Stats {
+    let mut last = store.stats().await.unwrap();
+    loop {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let stats = store.stats().await.unwrap();
+        if stats.prefetched_bytes == last.prefetched_bytes {
+            return stats;
+        }
+        last = stats;
+    }
+}
+
+// scenario 130
+#[test]
+fn streams_are_read_ahead_once_and_from_memory() {
+    for len in [512, 4096, 100 * KIB] {
+        run(async {
+            let (_bench, store, name, data) = streams(16 << 20, 8 << 20).await;
+            let mut offset = 0;
+            while offset < data.len() {
+                let end = data.len().min(offset + len);
+                let bytes = read(&store, &name, offset as u64, len).await;
+                assert_bytes(&bytes, &data[offset..end], offset);
+                offset += len;
+            }
+            let stats = settled(&store).await;
+            let all = data.len() as u64;
+            assert!(stats.prefetched_bytes > all / 2, "{len}: {stats:?}");
+            assert_eq!(stats.prefetch_used_bytes, stats.prefetched_bytes, "{len}");
+            // A page may be read twice where a demand and what is read ahead meet.
+            assert!(
+                stats.device_read_bytes <= all + all / 16,
+                "{len}: {stats:?}"
+            );
+            store.close().await.unwrap();
+        });
+    }
+}
+
+// scenario 130
+#[test]
+fn backward_and_strided_streams_are_read_ahead() {
+    run(async {
+        for step in [-(32 * KIB as i64), 64 * KIB as i64, -(48 * KIB as i64)] {
+            let (_bench, store, name, data) = streams(16 << 20, 8 << 20).await;
+            let mut offset = if step < 0 {
+                4 * MIB as i64 - 32 * KIB as i64
+            } else {
+                0
+            };
+            while (0..4 * MIB as i64 - 32 * KIB as i64 + 1).contains(&offset) {
+                let from = offset as usize;
+                let bytes = read(&store, &name, offset as u64, 32 * KIB).await;
+                assert_bytes(&bytes, &data[from..from + 32 * KIB], offset);
+                offset += step;
+            }
+            let stats = settled(&store).await;
+            assert!(stats.prefetch_used_bytes >= 1 << 20, "{step}: {stats:?}");
+            assert_eq!(stats.prefetch_used_bytes, stats.prefetched_bytes, "{step}");
+            store.close().await.unwrap();
+        }
+    });
+}
+
+// scenario 130
+#[test]
+fn what_is_no_stream_and_without_a_budget_nothing_is_read_ahead() {
+    run(async {
+        for (read_buffer, prefetch) in [(16 << 20, 0), (0, 8 << 20), (16 << 20, 8 << 20)] {
+            let (_bench, store, name, data) = streams(read_buffer, prefetch).await;
+            for n in 0..200_usize {
+                let is_stream = read_buffer == 0 || prefetch == 0;
+                // Else no two are neighbours, and no two steps are equal.
+                let page = if is_stream { n } else { n * n % 340 * 3 };
+                let from = page * PAGE;
+                let bytes = read(&store, &name, from as u64, PAGE).await;
+                assert_bytes(&bytes, &data[from..from + PAGE], page);
+            }
+            let stats = settled(&store).await;
+            assert_eq!(stats.prefetched_bytes, 0, "{read_buffer} {prefetch}");
+            store.close().await.unwrap();
+        }
+    });
+}
+
+// scenario 130
+#[test]
+fn what_is_resident_is_not_read_again() {
+    run(async {
+        let (_bench, store, name, data) = streams(32 << 20, 8 << 20).await;
+        for pass in 0..3 {
+            for offset in (0..data.len()).step_by(64 * KIB) {
+                let bytes = read(&store, &name, offset as u64, 64 * KIB).await;
+                assert_bytes(&bytes, &data[offset..offset + 64 * KIB], (pass, offset));
+            }
+        }
+        let stats = settled(&store).await;
+        assert!(stats.device_read_bytes <= (data.len() + data.len() / 16) as u64);
+        assert!(stats.read_buffer_used <= 32 << 20);
+        store.close().await.unwrap();
+    });
 }

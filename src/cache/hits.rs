@@ -84,7 +84,6 @@ impl Hits {
     }
 
     /// Bytes that had been read ahead and were used.
-    #[allow(dead_code, reason = "nothing reads ahead yet")]
     pub(crate) fn prefetched(&self) -> u64 {
         let all = self.0.iter();
         all.map(|it| it.prefetched.load(Ordering::Relaxed)).sum()

@@ -19,10 +19,10 @@
 //!
 //! # What leaves
 //!
-//! SIEVE: frames stand in a ring in the order in which they came; a hand goes from the oldest to the
-//! newest, spares what was used since it last came by, and takes the first that was not. A frame
-//! that is passed once by a scan is not spared, so a scan evicts itself. What was read ahead and
-//! then used once counts as not used.
+//! SIEVE: frames stand in a ring in the order in which they came; a hand goes from the oldest to
+//! the newest, spares what was used since it last came by, and takes the first that was not. A
+//! frame that is passed once by a scan is not spared, so a scan evicts itself. What was read ahead
+//! and then used once counts as not used.
 //!
 //! # Memory
 //!
@@ -145,10 +145,21 @@ impl ReadBuffer {
 
     /// The page at a place in the log.
     pub(crate) fn find(&self, at: Location) -> Option<Bytes> {
-        let frame = &self.frames[*self.places.get(&at)?];
-        let (_, start) = frame.pages.iter().find(|(kept, _)| kept.at == Some(at))?;
-        let start = *start as usize;
+        let (frame, _, start) = self.at(at)?;
         Some(frame.bytes.slice(start..start + PAGE))
+    }
+
+    /// Notes that the page at a place was used for a read that the shard served.
+    pub(crate) fn note_use(&self, at: Location) {
+        if let Some((_, slot, _)) = self.at(at) {
+            self.table.note_use(slot);
+        }
+    }
+
+    fn at(&self, at: Location) -> Option<(&Frame, Slot, usize)> {
+        let frame = &self.frames[*self.places.get(&at)?];
+        let (kept, start) = frame.pages.iter().find(|(kept, _)| kept.at == Some(at))?;
+        Some((frame, kept.slot, *start as usize))
     }
 
     /// Makes room for a frame, if it may be kept; its memory counts from here on until the last

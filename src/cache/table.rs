@@ -32,6 +32,7 @@
 
 use super::hits::Hits;
 use crate::chunks::Chunks;
+use crate::marks::mark;
 use crate::payload_id::PayloadId;
 use crate::sync::TryCell;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -41,8 +42,8 @@ use bytes::{Buf, Bytes};
 /// Slots of a bucket: their tags fill a cache line, so a look at all of them is one miss.
 const WAYS: usize = 8;
 
-/// Slots for each page of the budget, in quarters. A key has two buckets to stand in, and comes into
-/// the emptier one: with so many slots practically none finds both full.
+/// Slots for each page of the budget, in quarters. A key has two buckets to stand in, and comes
+/// into the emptier one: with so many slots practically none finds both full.
 const SLOT_QUARTERS: usize = 5;
 
 /// What has been done to an entry: nothing yet.
@@ -75,7 +76,6 @@ pub(super) struct Entry {
 pub(crate) enum Origin {
     /// Somebody asked for it.
     Demand,
-    #[allow(dead_code, reason = "nothing reads ahead yet")]
     /// It was read ahead. `edge`: the first page of what was; whoever gets here needs more soon.
     Ahead { edge: bool },
 }
@@ -105,7 +105,6 @@ impl Bucket {
 pub(crate) struct Hit {
     pub(crate) chunks: Chunks,
     /// The reader has come to the edge of what was read ahead.
-    #[allow(dead_code, reason = "nothing reads ahead yet")]
     pub(crate) at_edge: bool,
 }
 
@@ -204,30 +203,41 @@ impl Table {
             taken.push(&entry.frame, entry.start as usize + from, to - from);
             let (len, last) = (entry.len, entry.last);
             drop(cell);
-            self.touch(bucket, way, from, len, taken);
+            taken.at_edge |= self.touch(bucket, way, from, len);
             return Some(last);
         }
         None
     }
 
-    /// Notes that an entry was used, from a byte on. Relaxed: it steers what is kept, nothing more.
-    fn touch(&self, bucket: &Bucket, way: usize, from: usize, len: u16, taken: &mut Taken) {
-        let mark = &bucket.marks[way];
-        match mark.load(Ordering::Relaxed) {
-            USED => {}
-            FRESH => mark.store(USED, Ordering::Relaxed),
+    /// Notes that an entry was used, from a byte on; says whether it is an edge, the first time.
+    /// Relaxed: it steers what is kept, nothing more.
+    fn touch(&self, bucket: &Bucket, way: usize, from: usize, len: u16) -> bool {
+        let state = &bucket.marks[way];
+        match state.load(Ordering::Relaxed) {
+            USED => false,
             AHEAD => {
                 let (done, failed) = (Ordering::Relaxed, Ordering::Relaxed);
-                let first = mark.compare_exchange(AHEAD, PASSED, done, failed);
-                if first.is_ok() {
-                    self.hits.note_prefetched(usize::from(len));
-                    taken.at_edge |= bucket.edges[way].load(Ordering::Relaxed);
+                let first = state.compare_exchange(AHEAD, PASSED, done, failed);
+                if first.is_err() {
+                    return false;
                 }
+                mark("used what was read ahead");
+                self.hits.note_prefetched(usize::from(len));
+                bucket.edges[way].load(Ordering::Relaxed)
             }
             // The rest of a page that is read in parts is the same pass; its beginning is another.
-            _ if from == 0 => mark.store(USED, Ordering::Relaxed),
-            _ => {}
+            PASSED if from > 0 => false,
+            _ => {
+                state.store(USED, Ordering::Relaxed);
+                false
+            }
         }
+    }
+
+    /// The shard: a page was served from here to a read that it had to serve.
+    pub(super) fn note_use(&self, slot: Slot) {
+        let (bucket, way) = self.bucket(slot);
+        self.touch(bucket, way, 0, PAGE as u16);
     }
 
     /// The buckets of a key, and its tag, which is never 0.

@@ -48,7 +48,7 @@ enum From {
 }
 
 /// A range of a payload that is to be read, as the map was when it was planned.
-struct Plan {
+pub(super) struct Plan {
     number: PayloadNo,
     size: u64,
     first: u64,
@@ -162,7 +162,12 @@ impl State {
         }
     }
 
-    fn plan_exactly(&self, id: &PayloadId, first: u64, end: u64) -> Result<(Plan, Vec<Source>)> {
+    pub(super) fn plan_exactly(
+        &self,
+        id: &PayloadId,
+        first: u64,
+        end: u64,
+    ) -> Result<(Plan, Vec<Source>)> {
         let number = self.map.number(id).ok_or_else(Error::not_found)?;
         let payload = self.map.payload(number).expect("a name has a payload");
         let plan = Plan::new(number, payload, first, end);
@@ -223,6 +228,8 @@ impl State {
 impl<D: Driver> Shard<D> {
     /// The bytes of `[offset, min(offset + len, size))`.
     pub(super) async fn read(&self, id: &PayloadId, offset: u64, len: usize) -> Result<Chunks> {
+        self.note_read(id, offset, len as u64);
+        self.wait_for_ahead(id, offset, len as u64).await;
         let (end, planned) = {
             let state = self.0.state.borrow();
             let size = state.map.find(id).ok_or_else(Error::not_found)?.size;
@@ -234,7 +241,7 @@ impl<D: Driver> Shard<D> {
             // What is bad may be what was read on top.
             Err(error) if is_wide && error.kind() == ErrorKind::Corrupt => {
                 mark("read again without the rest of its pages");
-                return self.read_exactly(id, offset, len).await;
+                return Box::pin(self.read_exactly(id, offset, len)).await;
             }
             result => result,
         };
@@ -258,7 +265,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Reads what was planned, and keeps it. Returns where in the payload it begins.
-    async fn read_planned(
+    pub(super) async fn read_planned(
         &self,
         id: &PayloadId,
         (plan, sources): (Plan, Vec<Source>),
@@ -268,6 +275,14 @@ impl<D: Driver> Shard<D> {
             true => self.0.state.borrow().take_resident(&plan, sources),
             false => (Vec::new(), sources),
         };
+        if origin == Origin::Demand {
+            let state = self.0.state.borrow();
+            for from in &origins {
+                if let From::Buffer(at) = from {
+                    state.buffer.note_use(*at);
+                }
+            }
+        }
         let mut parts = Vec::with_capacity(sources.len());
         for part in self.gather(sources).await? {
             match part {

@@ -141,6 +141,7 @@ impl<D: Driver> Shard<D> {
         stats.read_buffer_entries = state.buffer.entries();
         stats.read_buffer_used = state.buffer.used();
         stats.read_bytes += params.table.hits.bytes();
+        stats.prefetch_used_bytes = params.table.hits.prefetched();
         stats.total_size = stats.local_disk_max;
         stats.available_size = stats.total_size.saturating_sub(stats.local_disk_used);
         stats.driver = self.0.driver.name().to_owned();

@@ -13,6 +13,7 @@ pub(crate) mod mailbox;
 pub(crate) mod request;
 pub(crate) mod slot;
 
+mod ahead;
 mod cached;
 mod candidates;
 mod checkpoint;
@@ -130,6 +131,7 @@ struct State {
     tail: Tail,
     segments: Segments,
     buffer: ReadBuffer,
+    ahead: ahead::Ahead,
     commit: commit::Commit,
     space: space::Space,
     upkeep: checkpoint::Upkeep,
@@ -165,6 +167,8 @@ struct Inner<D: Driver> {
     commit_due: Signal,
     /// The upkeep task has something to look at.
     upkeep_due: Signal,
+    /// What was read ahead has come.
+    fetched: Signal,
     /// A request was finished, or a payload stopped moving.
     finished: Signal,
     /// How to ask the other shards, by number.
@@ -263,27 +267,34 @@ impl<D: Driver> Shard<D> {
     fn start(&self, request: Request, count: fn(&Inner<D>) -> &Cell<usize>) {
         count(&self.0).set(count(&self.0).get() + 1);
         let shard = self.clone();
-        self.0.driver.spawn(async move {
-            shard.work(request).await;
+        let done = move |shard: Shard<D>| {
             let count = count(&shard.0);
             count.set(count.get() - 1);
             shard.0.finished.notify();
-        });
-    }
-
-    async fn work(&self, Request { at, work }: Request) {
+        };
+        let Request { at, work } = request;
         match work {
+            // A task takes the memory of the largest that it may do: reads, which are many and
+            // small, have tasks of their own size.
             Work::Read {
                 id,
                 offset,
                 len,
                 reply,
-            } => {
-                reply.send(
-                    self.owned(&id, at, Op::ReadLocal, || self.read(&id, offset, len))
-                        .await,
-                );
-            }
+            } => self.0.driver.spawn(async move {
+                let flow = || shard.read(&id, offset, len);
+                reply.send(shard.owned(&id, at, Op::ReadLocal, flow).await);
+                done(shard);
+            }),
+            work => self.0.driver.spawn(async move {
+                shard.work(at, work).await;
+                done(shard);
+            }),
+        }
+    }
+
+    async fn work(&self, at: Nanos, work: Work) {
+        match work {
             Work::ReadLayer {
                 id,
                 offset,
@@ -352,11 +363,12 @@ impl<D: Driver> Shard<D> {
             Work::Latency(reply) => {
                 reply.send(Ok(self.latency()));
             }
+            Work::AtEdge { id, offset, len } => self.note_read(&id, offset, len),
             Work::EvictReadBuffer(reply) => reply.send(Ok(self.state().buffer.clear())),
             Work::Verify(reply) => reply.send(self.verify().await),
             Work::Segments(reply) => reply.send(Ok(self.segments())),
             Work::DumpSegment { number, reply } => reply.send(self.dump_segment(number).await),
-            Work::Close(_) => unreachable!("`serve` takes it"),
+            Work::Read { .. } | Work::Close(_) => unreachable!("they were taken before"),
         }
     }
 

@@ -205,7 +205,8 @@ impl<D: Driver> Shard<D> {
         let sums = match part.sums {
             Some(sums) => sums,
             None => {
-                let all = self.load_sums(&part.held).await?;
+                // It is rare, and large: in a box, it makes no read larger that does not need it.
+                let all = Box::pin(self.load_sums(&part.held)).await?;
                 let range = first as usize..(first + count) as usize;
                 let sums = all
                     .get(range)

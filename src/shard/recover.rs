@@ -9,6 +9,7 @@
 //! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded
 //!    allocation.
 
+use super::ahead::Ahead;
 use super::checkpoint::{Upkeep, checkpoint_name, parse_checkpoint_name};
 use super::files::Files;
 use super::mailbox::Sender;
@@ -99,6 +100,7 @@ impl<D: Driver> Shard<D> {
             tail: Tail::new(durable),
             segments: recovered.segments,
             buffer: ReadBuffer::new(params.table.clone(), params.read_buffer_bytes()),
+            ahead: Ahead::new(&params),
             commit: Default::default(),
             space: Default::default(),
             upkeep: recovered.upkeep,
@@ -119,6 +121,7 @@ impl<D: Driver> Shard<D> {
             room: Signal::default(),
             commit_due: Signal::default(),
             upkeep_due: Signal::default(),
+            fetched: Signal::default(),
             finished: Signal::default(),
             peers,
             writing: Cell::new(0),

@@ -110,6 +110,12 @@ pub(crate) enum Work {
     },
     Stats(Reply<Result<Stats>>),
     Latency(Reply<Result<LatencySnapshot>>),
+    /// A caller has come to the edge of what was read ahead. Nobody waits for an answer.
+    AtEdge {
+        id: PayloadId,
+        offset: u64,
+        len: u64,
+    },
     EvictReadBuffer(Reply<Result<u64>>),
     Verify(Reply<Result<VerifyReport>>),
     Segments(Reply<Result<Vec<Segment>>>),

@@ -33,6 +33,7 @@ pub(super) struct Settings {
     pub(super) flush_after_us: u64,
     pub(super) stall_us: u64,
     pub(super) read_buffer_bytes: u64,
+    pub(super) prefetch_bytes: u64,
 }
 
 impl Default for Settings {
@@ -47,6 +48,7 @@ impl Default for Settings {
             flush_after_us: 200_000,
             stall_us: 1_000_000,
             read_buffer_bytes: 0,
+            prefetch_bytes: 0,
         }
     }
 }
@@ -322,7 +324,7 @@ impl fmt::Display for Settings {
 }
 
 impl Settings {
-    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 9] {
+    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 10] {
         [
             ("seed", &mut self.seed),
             ("shards", &mut self.shards),
@@ -333,6 +335,7 @@ impl Settings {
             ("flush_after_us", &mut self.flush_after_us),
             ("stall_us", &mut self.stall_us),
             ("read_buffer_bytes", &mut self.read_buffer_bytes),
+            ("prefetch_bytes", &mut self.prefetch_bytes),
         ]
     }
 }

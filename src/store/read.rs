@@ -3,7 +3,6 @@
 //! Invariant: a hit waits for nobody; see `cache::table` for why it is never wrong.
 
 use super::{Store, check_range};
-use crate::cache::table::Hit;
 use crate::chunks::Chunks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::marks::mark;
@@ -139,10 +138,20 @@ impl Store {
             let hit = table.read(id, offset, len)?;
             mark("hit served");
             table.hits.note(hit.chunks.len(), began, self.0.clock.now());
-            Some(hit)
+            if hit.at_edge {
+                self.tell_edge(shard, id, offset, len as u64);
+            }
+            Some(hit.chunks)
         };
         let (home, other) = self.0.routes.guesses(id);
-        let Hit { chunks, .. } = read(home).or_else(|| read(other?))?;
-        Some(chunks)
+        read(home).or_else(|| read(other?))
+    }
+
+    /// Lets the shard know that a reader will soon need more than was read ahead: once a window,
+    /// and only if its mailbox has room.
+    fn tell_edge(&self, shard: usize, id: &PayloadId, offset: u64, len: u64) {
+        let id = id.clone();
+        let work = Work::AtEdge { id, offset, len };
+        self.0.shards[shard].others.offer(self.request(work));
     }
 }
