@@ -24,7 +24,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Sizes in bytes that are kept for reuse; anything larger is allocated and freed. The largest is a
 /// batch of the log: 1 MiB of data, its head page, and the head of the segment that it may begin.
-const CLASSES: [usize; 5] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, (1 << 20) + 2 * PAGE];
+///
+/// Steps of two where the read buffer keeps frames, for it pays for what a class leaves unused.
+const CLASSES: [usize; 8] = [
+    4 << 10,
+    8 << 10,
+    16 << 10,
+    32 << 10,
+    64 << 10,
+    128 << 10,
+    256 << 10,
+    (1 << 20) + 2 * PAGE,
+];
 
 /// Buffers of one class that are kept at most: 64 MiB of the largest.
 const KEPT_MAX: usize = 64;
@@ -79,6 +90,12 @@ impl BufPool {
     /// Its arena, for the driver that registers it.
     pub(crate) fn arena(&self) -> Option<&Arena> {
         self.0.arena.as_deref()
+    }
+
+    /// Memory that a buffer of so many bytes takes.
+    pub(crate) fn memory_of(len: usize) -> usize {
+        let len = page_ceil(len);
+        CLASSES.into_iter().find(|&size| size >= len).unwrap_or(len)
     }
 
     /// Memory of a class that was not there before.

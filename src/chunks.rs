@@ -1,15 +1,18 @@
 //! The bytes that a read returns: a rope, so that nothing has to be joined by copying.
 
 use bytes::{Buf, Bytes, BytesMut};
-use std::collections::VecDeque;
-use std::fmt;
+use std::collections::{VecDeque, vec_deque};
+use std::{fmt, option};
 
 /// Bytes of a read, in order, in as many pieces as they came in.
 ///
 /// Every piece keeps the memory it lies in alive; dropping the rope gives it back.
 #[derive(Clone, Default)]
 pub struct Chunks {
-    pieces: VecDeque<Bytes>,
+    /// The first piece; empty only if there are no bytes. Apart, as most reads have just one, and
+    /// then nothing has to be allocated for it.
+    first: Bytes,
+    rest: VecDeque<Bytes>,
     len: usize,
 }
 
@@ -30,21 +33,25 @@ impl Chunks {
     }
 
     /// One contiguous piece: without a copy if there is only one, else with one.
-    pub fn into_bytes(mut self) -> Bytes {
-        if self.pieces.len() <= 1 {
-            return self.pieces.pop_front().unwrap_or_default();
+    pub fn into_bytes(self) -> Bytes {
+        if self.rest.is_empty() {
+            return self.first;
         }
         let mut joined = BytesMut::with_capacity(self.len);
-        for piece in &self.pieces {
+        for piece in std::iter::once(&self.first).chain(&self.rest) {
             joined.extend_from_slice(piece);
         }
         joined.freeze()
     }
 
     pub(crate) fn push(&mut self, piece: Bytes) {
-        if !piece.is_empty() {
-            self.len += piece.len();
-            self.pieces.push_back(piece);
+        if piece.is_empty() {
+            return;
+        }
+        self.len += piece.len();
+        match self.first.is_empty() {
+            true => self.first = piece,
+            false => self.rest.push_back(piece),
         }
     }
 }
@@ -55,30 +62,30 @@ impl Buf for Chunks {
     }
 
     fn chunk(&self) -> &[u8] {
-        self.pieces.front().map_or(&[], |piece| piece)
+        &self.first
     }
 
     fn advance(&mut self, mut count: usize) {
         assert!(count <= self.len, "advance past the end");
         self.len -= count;
         while count > 0 {
-            let front = &mut self.pieces[0];
-            if front.len() > count {
-                front.advance(count);
+            if self.first.len() > count {
+                self.first.advance(count);
                 return;
             }
-            count -= front.len();
-            self.pieces.pop_front();
+            count -= self.first.len();
+            self.first = self.rest.pop_front().unwrap_or_default();
         }
     }
 }
 
 impl IntoIterator for Chunks {
     type Item = Bytes;
-    type IntoIter = std::collections::vec_deque::IntoIter<Bytes>;
+    type IntoIter = std::iter::Chain<option::IntoIter<Bytes>, vec_deque::IntoIter<Bytes>>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.pieces.into_iter()
+        let first = (!self.first.is_empty()).then_some(self.first);
+        first.into_iter().chain(self.rest)
     }
 }
 
@@ -88,7 +95,7 @@ impl fmt::Debug for Chunks {
             f,
             "Chunks({} bytes in {} pieces)",
             self.len,
-            self.pieces.len()
+            usize::from(!self.first.is_empty()) + self.rest.len()
         )
     }
 }

@@ -46,7 +46,8 @@ pub struct Config {
     pub read_buffer_bytes: u64,
     /// How long a shard spins before it parks.
     pub idle_spin: Duration,
-    /// Largest prefetch window in bytes; 0 disables prefetching.
+    /// Bytes that are read ahead at once at most, for the whole store; 0 disables prefetching. They
+    /// go into the read buffer, so without one nothing is read ahead.
     pub prefetch_bytes_max: u64,
     /// Dirty bytes older than this are appended to the log without being asked.
     pub flush_after: Duration,

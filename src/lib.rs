@@ -1,6 +1,7 @@
 //! Named, sparse byte payloads on local NVMe, crash-safe, with instant clones.
 
 mod buf;
+mod cache;
 mod chunks;
 mod config;
 mod error;

@@ -64,6 +64,11 @@ impl PayloadId {
         &self.name
     }
 
+    /// A hash of the name, in which every bit counts.
+    pub(crate) fn hash_bits(&self) -> u64 {
+        self.hash
+    }
+
     /// Routes the payload: which of `shards` is its home.
     pub(crate) fn home(&self, shards: usize) -> usize {
         (self.hash % shards as u64) as usize

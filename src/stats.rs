@@ -84,6 +84,10 @@ pub struct Stats {
     pub written_bytes: u64,
     /// Payload bytes read by callers since the store was opened.
     pub read_bytes: u64,
+    /// Bytes read ahead of their readers since the store was opened.
+    pub prefetched_bytes: u64,
+    /// Of these, bytes that a reader came to while they were in the read buffer.
+    pub prefetch_used_bytes: u64,
     /// Bytes written to the device since the store was opened.
     pub device_written_bytes: u64,
     /// Bytes read from the device since the store was opened.
@@ -177,9 +181,10 @@ counts! {
     local_mem_used local_mem_max read_buffer_entries read_buffer_used read_buffer_max pending_syncs
     pending_uploads completed_syncs failed_syncs offline_reads_blocked used_size content_count
     total_size available_size average_size shards live_bytes segments segments_free written_bytes
-    read_bytes device_written_bytes device_read_bytes batches device_syncs cleaned_bytes
-    cleaning_read_bytes cleaned_segments checkpoints checkpoints_running checkpoint_bytes extents
-    map_bytes checksum_failures batches_lost stalled_writers shard_stalls shards_poisoned evicted_segments remote_read_bytes bytes_repaired
+    read_bytes prefetched_bytes prefetch_used_bytes device_written_bytes device_read_bytes batches
+    device_syncs cleaned_bytes cleaning_read_bytes cleaned_segments checkpoints checkpoints_running
+    checkpoint_bytes extents map_bytes checksum_failures batches_lost stalled_writers shard_stalls
+    shards_poisoned evicted_segments remote_read_bytes bytes_repaired
 }
 
 /// How well the store can do its work.
@@ -411,6 +416,12 @@ impl LatencySnapshot {
             mine.add(theirs)
                 .expect("all histograms have the same bounds");
         }
+    }
+
+    /// So many more of an operation took so many nanoseconds.
+    pub(crate) fn add(&mut self, op: Op, span: u64, count: u64) {
+        let span = span.clamp(1, LATENCY_MAX_NS);
+        self.histograms[op as usize].saturating_record_n(span, count);
     }
 
     fn histogram(&self, operation: &str) -> Option<&Histogram<u64>> {

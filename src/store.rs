@@ -6,27 +6,28 @@
 //! 3. No lock is held across an await, and no memory of the caller is ever handed to the kernel.
 
 mod figures;
+mod read;
 mod remote;
 
 use crate::RetentionPolicy;
-use crate::chunks::Chunks;
+use crate::cache::table::Table;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::io::clock::Clock;
 use crate::io::launch::ShardMain;
 use crate::payload_id::PayloadId;
-use crate::shard::request::{Answers, LayerPart, Request, Work, zeros};
+use crate::shard::request::{Answers, Request, Work};
 use crate::shard::{Answer, Claim, Control, Outcome, Params, REQUESTS_MAX, Routes, Shard};
 use crate::stats::{Extent, Flushed};
 use crate::superblock::{Superblock, begin_epoch};
-use crate::sync::Mutex;
 use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::slot::{Pending, Reply, slot};
+use crate::sync::{self, Mutex};
 use crate::types::{PAYLOAD_BYTES_MAX, ShardId};
 use crate::upload::Client;
 use crate::world::{Machine, Resident, World};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -70,6 +71,8 @@ struct Shared {
     clock: Clock,
     routes: Arc<Routes>,
     shards: Vec<Mailboxes>,
+    /// What is in each shard's read buffer.
+    tables: Vec<sync::Arc<Table>>,
     outcomes: Vec<Outcome>,
     residents: Mutex<Vec<Resident>>,
 }
@@ -153,6 +156,10 @@ impl Store {
         let mut shards = Vec::new();
         let (peers, controls): (Vec<_>, Vec<_>) = (0..count).map(|_| mailbox(REQUESTS_MAX)).unzip();
         let outcomes: Vec<Outcome> = (0..count).map(|_| Outcome::default()).collect();
+        let share = config.read_buffer_bytes / count as u64;
+        let tables: Vec<_> = (0..count)
+            .map(|_| sync::Arc::new(Table::new(share)))
+            .collect();
         let mut residents = Vec::new();
         let mut ready = Vec::new();
         for (index, control) in controls.into_iter().enumerate() {
@@ -172,6 +179,7 @@ impl Store {
                 config: config.clone(),
                 routes: routes.clone(),
                 remote: client.clone(),
+                table: tables[index].clone(),
                 files_open_max,
             };
             let (reply, pending) = slot();
@@ -194,6 +202,7 @@ impl Store {
             clock: world.clock(),
             routes,
             shards,
+            tables,
             outcomes,
             residents: Mutex::new(residents),
         };
@@ -235,122 +244,6 @@ impl Store {
         errors.extend(joined.filter_map(Result::err));
         let first = errors.first().cloned();
         first.map_or(Ok(()), |first| Err(first.with_others(&errors[1..])))
-    }
-
-    /// Reads `[offset, offset + len)` without copying; fewer bytes only at the payload's end.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`, `InvalidInput` past 2^62, `Corrupt` for bytes that fail their checksum.
-    pub async fn read_at(&self, id: &PayloadId, offset: u64, len: usize) -> Result<Chunks> {
-        check_range(offset, len as u64)?;
-        if len == 0 {
-            return self.check_open().map(|()| Chunks::new());
-        }
-        self.ask(id, |reply| Work::Read {
-            id: id.clone(),
-            offset,
-            len,
-            reply,
-        })
-        .await
-    }
-
-    /// Reads into `target`, with one copy; returns how many bytes there were.
-    ///
-    /// Nothing behind the returned count is touched.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::read_at`].
-    pub async fn read_into(&self, id: &PayloadId, offset: u64, target: &mut [u8]) -> Result<usize> {
-        let mut chunks = self.read_at(id, offset, target.len()).await?;
-        let len = chunks.remaining();
-        chunks.copy_to_slice(&mut target[..len]);
-        Ok(len)
-    }
-
-    /// Reads `id`, with `source` showing through where `id` was never written.
-    ///
-    /// Up to the larger of the two sizes; the source shows only below the smallest size that `id`
-    /// was ever truncated to. Changes neither. Either may be missing, not both.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::read_at`].
-    pub async fn read_with_cow_source(
-        &self,
-        id: &PayloadId,
-        source: &PayloadId,
-        offset: u64,
-        len: usize,
-    ) -> Result<Chunks> {
-        check_range(offset, len as u64)?;
-        if len == 0 {
-            return self.check_open().map(|()| Chunks::new());
-        }
-        let len = len as u64;
-        let upper = |reply| Work::ReadLayer {
-            id: id.clone(),
-            offset,
-            len,
-            reply,
-        };
-        let upper = self.ask(id, upper).await?;
-        let lower = match self.size(source).await {
-            Ok(size) => Some(size),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        let Some(size) = upper.size.max(lower) else {
-            return Err(Error::not_found());
-        };
-        let end = (offset + len).min(size);
-        let shows = upper.cut.min(lower.unwrap_or(0));
-        let mut chunks = Chunks::new();
-        let mut at = offset;
-        for part in upper.parts {
-            match part {
-                LayerPart::Bytes(bytes) => {
-                    let keep = end.saturating_sub(at).min(bytes.len() as u64) as usize;
-                    at += bytes.len() as u64;
-                    chunks.push(bytes.slice(..keep));
-                }
-                LayerPart::Absent(from, len) => {
-                    let until = (from + len).min(end);
-                    self.show_through(source, from, until, shows, &mut chunks)
-                        .await?;
-                    at = from + len;
-                }
-            }
-        }
-        Ok(chunks)
-    }
-
-    /// Appends `[from, until)` as the source has it below `shows`, zeros where it has nothing.
-    async fn show_through(
-        &self,
-        source: &PayloadId,
-        from: u64,
-        until: u64,
-        shows: u64,
-        chunks: &mut Chunks,
-    ) -> Result<()> {
-        let mut at = from;
-        if at < until.min(shows) {
-            let len = (until.min(shows) - at) as usize;
-            match self.read_at(source, at, len).await {
-                Ok(bytes) => {
-                    at += bytes.len() as u64;
-                    bytes.into_iter().for_each(|bytes| chunks.push(bytes));
-                }
-                // Deleted since it was asked for its size: it counts as empty.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        zeros(until.saturating_sub(at)).for_each(|zeros| chunks.push(zeros));
-        Ok(())
     }
 
     /// Writes `data` at `offset`; every read that begins after it returned sees it.
@@ -579,7 +472,8 @@ impl Store {
     ///
     /// `Closed`.
     pub async fn evict_read_buffer(&self) -> Result<u64> {
-        self.check_open().map(|()| 0)
+        let dropped = self.ask_all(Work::EvictReadBuffer).await?;
+        Ok(dropped.into_iter().sum())
     }
 
     /// Sets what may be evicted of a payload, or of all that have no policy of their own.

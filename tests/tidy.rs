@@ -25,6 +25,7 @@ const LAYERS: &[(&str, &str)] = &[
     ("log", "buf marks mutation payload_id types"),
     ("map", "marks mutation payload_id types"),
     ("residency", "log types"),
+    ("cache", "chunks marks payload_id sync types"),
     // The one door to the kernel.
     ("io", "buf config error marks types"),
     ("superblock", "config error io log types"),
@@ -32,11 +33,12 @@ const LAYERS: &[(&str, &str)] = &[
     // Flows: they join state and driver.
     (
         "shard",
-        "buf chunks config error io log map marks mutation payload_id residency stats sync types",
+        "buf cache chunks config error io log map marks mutation payload_id residency stats sync \
+         types",
     ),
     (
         "store",
-        "chunks config error io payload_id shard stats superblock sync types world",
+        "cache chunks config error io marks payload_id shard stats superblock sync types world",
     ),
     // The simulated universe opens a store in a world of its own.
     (
@@ -46,8 +48,8 @@ const LAYERS: &[(&str, &str)] = &[
     // Doors for the fuzz targets, in no build but theirs: they reach into everything that decodes.
     (
         "fuzzing",
-        "buf chunks config error io log map mutation payload_id shard sim store superblock \
-         types world",
+        "buf cache chunks config error io log map mutation payload_id shard sim store superblock \
+         sync types world",
     ),
 ];
 

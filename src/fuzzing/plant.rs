@@ -4,6 +4,7 @@
 //! follows the other, and files that nothing was written to are left out.
 
 use super::{STORE, block_on};
+use crate::cache::table::Table;
 use crate::config::{Config, DriverKind};
 use crate::error::Result;
 use crate::log::checkpoint;
@@ -74,6 +75,7 @@ pub(super) fn params() -> Params {
         epoch: Epoch(1),
         config: config(Path::new("")),
         routes: Arc::new(Routes::new(1)),
+        table: crate::sync::Arc::new(Table::new(0)),
         files_open_max: 8,
     }
 }

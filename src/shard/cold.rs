@@ -131,7 +131,7 @@ impl<D: Driver> Shard<D> {
     async fn fetch_run(&self, held: &Rc<Held>, start: u32, run: Vec<Rc<Fetch>>) {
         let first = start * CHUNK_PAGES;
         let count = (run.len() as u32 * CHUNK_PAGES).min(held.pages.get() - first);
-        let result = self.fetch(held, first, count).await;
+        let result = self.fetch_checked(held, first, count).await;
         for (index, fetch) in run.into_iter().enumerate() {
             self.state()
                 .fetches
@@ -148,7 +148,7 @@ impl<D: Driver> Shard<D> {
 
     /// Gets pages and checks them. What is wrong may have become so on its way, and is asked for
     /// again.
-    async fn fetch(&self, held: &Rc<Held>, first: u32, count: u32) -> Result<Bytes> {
+    async fn fetch_checked(&self, held: &Rc<Held>, first: u32, count: u32) -> Result<Bytes> {
         let mut tries = 1;
         loop {
             match self.fetch_once(held, first, count).await {

@@ -7,7 +7,7 @@ use crate::log::checkpoint::CHECKPOINT_BYTES_MIN;
 use crate::map::tree::Entry;
 use crate::map::{Found, Map, Payload};
 use crate::payload_id::PayloadId;
-use crate::stats::{Extent, ExtentKind, Health, HealthStatus, Stats};
+use crate::stats::{Extent, ExtentKind, Health, HealthStatus, LatencySnapshot, Op, Stats};
 use crate::types::{Location, PAYLOAD_BYTES_MAX, PayloadNo};
 
 /// Payloads that are counted for `stats` between two looks at other work.
@@ -156,7 +156,11 @@ impl<D: Driver> Shard<D> {
         stats.local_mem_used =
             state.tail.bytes() + u64::from(state.log.has_open_batch()) * state.log.batch_bytes();
         stats.local_mem_max = share(config.dirty_bytes_max);
-        stats.read_buffer_max = share(config.read_buffer_bytes);
+        stats.read_buffer_max = params.read_buffer_bytes();
+        stats.read_buffer_entries = state.buffer.entries();
+        stats.read_buffer_used = state.buffer.used();
+        stats.read_bytes += params.table.hits.bytes();
+        stats.prefetch_used_bytes = params.table.hits.prefetched();
         stats.total_size = stats.local_disk_max;
         stats.available_size = stats.total_size.saturating_sub(stats.local_disk_used);
         stats.driver = self.0.driver.name().to_owned();
@@ -173,6 +177,15 @@ impl<D: Driver> Shard<D> {
         if let Some(tier) = &state.tier {
             tier.count(&state.segments, self.now(), stats);
         }
+    }
+
+    /// How long operations took, those included that callers served themselves.
+    pub(super) fn latency(&self) -> LatencySnapshot {
+        let mut snapshot = self.0.state.borrow().latencies.snapshot();
+        for (span, count) in self.0.params.table.hits.spans() {
+            snapshot.add(Op::ReadHit, span, count);
+        }
+        snapshot
     }
 
     pub(super) fn health(&self) -> Health {

@@ -11,6 +11,8 @@
 
 pub(crate) mod request;
 
+mod ahead;
+mod cached;
 mod candidates;
 mod checkpoint;
 mod clean;
@@ -32,6 +34,8 @@ mod tier;
 mod verify;
 mod write;
 
+use crate::cache::read_buffer::ReadBuffer;
+use crate::cache::table::Table;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
@@ -81,6 +85,8 @@ pub(crate) struct Params {
     pub(crate) routes: Arc<Routes>,
     /// How to speak to the uploader, if there is a remote.
     pub(crate) remote: Option<Client>,
+    /// What is in its read buffer, for all to look up.
+    pub(crate) table: crate::sync::Arc<Table>,
     /// Files that it keeps open at most.
     pub(crate) files_open_max: usize,
 }
@@ -97,6 +103,10 @@ impl Params {
 
     fn segment_bytes(&self) -> u64 {
         self.config.segment_bytes
+    }
+
+    fn read_buffer_bytes(&self) -> u64 {
+        self.config.read_buffer_bytes / self.shards as u64
     }
 
     fn dirty_bytes_max(&self) -> u64 {
@@ -123,6 +133,8 @@ struct State {
     log: Log,
     tail: Tail,
     segments: Segments,
+    buffer: ReadBuffer,
+    ahead: ahead::Ahead,
     commit: commit::Commit,
     space: space::Space,
     upkeep: checkpoint::Upkeep,
@@ -162,6 +174,8 @@ struct Inner<D: Driver> {
     commit_due: Signal,
     /// The upkeep task has something to look at.
     upkeep_due: Signal,
+    /// What was read ahead has come.
+    fetched: Signal,
     /// A request was finished, or a payload stopped moving.
     finished: Signal,
     /// The remote has more, or less is known to be needed of it.
@@ -232,6 +246,7 @@ impl<D: Driver> Shard<D> {
         let result = outcome.get_or_init(|| result).clone();
         // The mailbox goes first: whoever sees the answer finds the store closed.
         drop(mailbox);
+        self.0.params.table.close();
         closing
             .into_iter()
             .for_each(|reply| reply.send(result.clone()));
@@ -263,27 +278,34 @@ impl<D: Driver> Shard<D> {
     fn start(&self, request: Request, count: fn(&Inner<D>) -> &Cell<usize>) {
         count(&self.0).set(count(&self.0).get() + 1);
         let shard = self.clone();
-        self.0.driver.spawn(async move {
-            shard.work(request).await;
+        let done = move |shard: Shard<D>| {
             let count = count(&shard.0);
             count.set(count.get() - 1);
             shard.0.finished.notify();
-        });
-    }
-
-    async fn work(&self, Request { at, work }: Request) {
+        };
+        let Request { at, work } = request;
         match work {
+            // A task takes the memory of the largest that it may do: reads, which are many and
+            // small, have tasks of their own size.
             Work::Read {
                 id,
                 offset,
                 len,
                 reply,
-            } => {
-                reply.send(
-                    self.owned(&id, at, Op::ReadLocal, || self.read(&id, offset, len))
-                        .await,
-                );
-            }
+            } => self.0.driver.spawn(async move {
+                let flow = || shard.read(&id, offset, len);
+                reply.send(shard.owned(&id, at, Op::ReadLocal, flow).await);
+                done(shard);
+            }),
+            work => self.0.driver.spawn(async move {
+                shard.work(at, work).await;
+                done(shard);
+            }),
+        }
+    }
+
+    async fn work(&self, at: Nanos, work: Work) {
+        match work {
             Work::ReadLayer {
                 id,
                 offset,
@@ -373,12 +395,14 @@ impl<D: Driver> Shard<D> {
             } => reply.send(Ok(self.list(after.as_ref(), limit))),
             Work::Stats(reply) => reply.send(Ok(self.stats().await)),
             Work::Latency(reply) => {
-                reply.send(Ok(self.0.state.borrow().latencies.snapshot()));
+                reply.send(Ok(self.latency()));
             }
+            Work::AtEdge { id, offset, len } => self.note_read(&id, offset, len),
+            Work::EvictReadBuffer(reply) => reply.send(Ok(self.state().buffer.clear())),
             Work::Verify(reply) => reply.send(self.verify().await),
             Work::Segments(reply) => reply.send(Ok(self.segments())),
             Work::DumpSegment { number, reply } => reply.send(self.dump_segment(number).await),
-            Work::Close(_) => unreachable!("`serve` takes it"),
+            Work::Read { .. } | Work::Close(_) => unreachable!("they were taken before"),
         }
     }
 

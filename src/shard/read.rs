@@ -7,11 +7,10 @@
 
 use super::request::{Layer, LayerPart, zeros};
 use super::{Shard, State, pages_of};
-use crate::chunks::Chunks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile};
 use crate::log::segment::{BatchHead, Footer, SegmentHead};
-use crate::map::{Found, Map};
+use crate::map::{Found, Map, Piece};
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
 use crate::residency::Held;
@@ -60,12 +59,34 @@ pub(super) struct DevicePart {
     sums: Option<Vec<u32>>,
 }
 
+impl DevicePart {
+    /// `[start, start + len)` of it.
+    pub(super) fn part(&self, start: u32, len: u32) -> DevicePart {
+        assert!(start + len <= self.len, "a part of it");
+        let at = self.at.advance(start);
+        let (own, _) = pages_of(self.at.offset(), self.len);
+        let (first, count) = pages_of(at.offset(), len);
+        let range = (first - own) as usize..(first - own + count) as usize;
+        DevicePart {
+            held: self.held.clone(),
+            at,
+            len,
+            sums: self.sums.as_ref().map(|sums| sums[range].to_vec()),
+        }
+    }
+}
+
 impl State {
     /// Where `[offset, offset + len)` of a payload comes from, by parts.
     fn sources(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Vec<Source>> {
         let payload = self.map.find(id).ok_or_else(Error::not_found)?;
+        self.sources_of(&Map::pieces(payload, offset, len))
+    }
+
+    /// Where pieces of a payload come from, by parts.
+    pub(super) fn sources_of(&self, pieces: &[Piece]) -> Result<Vec<Source>> {
         let mut sources = Vec::new();
-        for piece in Map::pieces(payload, offset, len) {
+        for piece in pieces {
             match piece.found {
                 Found::Zero => sources.push(Source::Zeros(piece.len)),
                 Found::Absent => sources.push(Source::Absent(piece.offset, piece.len)),
@@ -125,26 +146,6 @@ impl State {
 }
 
 impl<D: Driver> Shard<D> {
-    /// The bytes of `[offset, min(offset + len, size))`.
-    pub(super) async fn read(&self, id: &PayloadId, offset: u64, len: usize) -> Result<Chunks> {
-        let sources = {
-            let state = self.0.state.borrow();
-            let size = state.map.find(id).ok_or_else(Error::not_found)?.size;
-            let len = (len as u64).min(size.saturating_sub(offset));
-            state.sources(id, offset, len)?
-        };
-        let parts = self.gather(sources).await?;
-        let mut chunks = Chunks::new();
-        for part in parts {
-            match part {
-                LayerPart::Bytes(bytes) => chunks.push(bytes),
-                LayerPart::Absent(_, len) => zeros(len).for_each(|zeros| chunks.push(zeros)),
-            }
-        }
-        self.state().stats.read_bytes += chunks.len() as u64;
-        Ok(chunks)
-    }
-
     /// What this payload alone says of a range, for a copy-on-write read.
     pub(super) async fn read_layer(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Layer> {
         let (size, cut, sources) = {
@@ -168,7 +169,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Reads what has to be read, all of it at once, and puts the parts in order.
-    async fn gather(&self, sources: Vec<Source>) -> Result<Vec<LayerPart>> {
+    pub(super) async fn gather(&self, sources: Vec<Source>) -> Result<Vec<LayerPart>> {
         let mut parts: Vec<LayerPart> = Vec::with_capacity(sources.len());
         let mut from_device = Vec::new();
         for source in sources {
@@ -229,7 +230,8 @@ impl<D: Driver> Shard<D> {
         let sums = match part.sums.clone() {
             Some(sums) => sums,
             None => {
-                let all = self.load_sums(&part.held).await?;
+                // It is rare, and large: in a box, it makes no read larger that does not need it.
+                let all = Box::pin(self.load_sums(&part.held)).await?;
                 let range = first as usize..(first + count) as usize;
                 let sums = all
                     .get(range)

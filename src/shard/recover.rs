@@ -9,6 +9,7 @@
 //! 3. Whatever the files hold, opening ends in a shard or an error: no panic, no unbounded
 //!    allocation.
 
+use super::ahead::Ahead;
 use super::checkpoint::{Upkeep, checkpoint_name, parse_checkpoint_name};
 use super::evict::Retention;
 use super::files::Files;
@@ -17,6 +18,7 @@ use super::tail::Tail;
 use super::tier::Tier;
 use super::{Inner, Params, Shard, State};
 use crate::buf::AlignedBuf;
+use crate::cache::read_buffer::ReadBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::retry::{is_exhausted, retried};
 use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
@@ -99,6 +101,8 @@ impl<D: Driver> Shard<D> {
             log: Log::new(log_params, recovered.end),
             tail: Tail::new(durable),
             segments: recovered.segments,
+            buffer: ReadBuffer::new(params.table.clone(), params.read_buffer_bytes()),
+            ahead: Ahead::new(&params),
             commit: Default::default(),
             space: Default::default(),
             upkeep: recovered.upkeep,
@@ -122,6 +126,7 @@ impl<D: Driver> Shard<D> {
             room: Signal::default(),
             commit_due: Signal::default(),
             upkeep_due: Signal::default(),
+            fetched: Signal::default(),
             finished: Signal::default(),
             tier_changed: Signal::default(),
             peers,

@@ -13,7 +13,7 @@ use crate::sync::slot::Reply;
 use crate::types::{Generation, Lsn, Nanos, ShardId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 /// The answer to an operation on one payload.
@@ -134,6 +134,13 @@ pub(crate) enum Work {
     },
     Stats(Reply<Result<Stats>>),
     Latency(Reply<Result<LatencySnapshot>>),
+    /// A caller has come to the edge of what was read ahead. Nobody waits for an answer.
+    AtEdge {
+        id: PayloadId,
+        offset: u64,
+        len: u64,
+    },
+    EvictReadBuffer(Reply<Result<u64>>),
     Verify(Reply<Result<VerifyReport>>),
     Segments(Reply<Result<Vec<Segment>>>),
     DumpSegment {
@@ -178,6 +185,10 @@ pub(crate) enum Move {
     GivenUp { outrank: bool },
 }
 
+/// Guesses at exceptions. Two exceptions of one hash share a guess: reads of the older one miss the
+/// read buffer. 8 KiB, and few collisions up to a few hundred exceptions.
+const GUESSES: usize = 4096;
+
 /// Which shard a payload lives on: its home by hash, with a table of exceptions (clones live where
 /// their source does).
 pub(crate) struct Routes {
@@ -185,6 +196,9 @@ pub(crate) struct Routes {
     exceptions: RwLock<BTreeMap<PayloadId, ShardId>>,
     /// Length of `exceptions`: while it is 0, nobody needs the lock.
     count: AtomicUsize,
+    /// For each hash of names, the shard that an exception of it was last given to, counted from
+    /// 1; 0: none was.
+    guesses: Box<[AtomicU16]>,
     /// Payloads that outrank older ones which are still on the disks of other shards.
     unsettled: Mutex<BTreeMap<PayloadId, ErrorKind>>,
     next_generation: AtomicU64,
@@ -196,6 +210,7 @@ impl Routes {
             shards,
             exceptions: RwLock::default(),
             count: AtomicUsize::new(0),
+            guesses: (0..GUESSES).map(|_| AtomicU16::new(0)).collect(),
             unsettled: Mutex::new(BTreeMap::new()),
             next_generation: AtomicU64::new(1),
         }
@@ -218,7 +233,27 @@ impl Routes {
         self.home(id)
     }
 
+    /// Where a payload probably lives, without a lock: its home, or the other.
+    ///
+    /// A wrong guess finds nothing: a shard has no payload in its read buffer that is not its own.
+    pub(crate) fn guesses(&self, id: &PayloadId) -> (usize, Option<usize>) {
+        let home = id.home(self.shards);
+        if self.count.load(Ordering::Acquire) == 0 {
+            return (home, None);
+        }
+        let other = self.guess(id).load(Ordering::Relaxed).checked_sub(1);
+        (home, other.map(usize::from).filter(|other| *other != home))
+    }
+
+    fn guess(&self, id: &PayloadId) -> &AtomicU16 {
+        // The lowest bits say the home.
+        &self.guesses[(id.hash_bits() >> 32) as usize % GUESSES]
+    }
+
     pub(crate) fn set(&self, id: &PayloadId, shard: ShardId) {
+        if shard != self.home(id) {
+            self.guess(id).store(shard.0 + 1, Ordering::Relaxed);
+        }
         let mut exceptions = self
             .exceptions
             .write()

@@ -171,6 +171,7 @@ impl<D: Driver> Shard<D> {
         let lsn = state.log.next_lsn();
         for mutation in &mutations {
             state.log.record(mutation);
+            state.drop_stale(mutation);
             state
                 .map
                 .apply(mutation, lsn)

@@ -332,6 +332,8 @@ impl<D: Driver> Shard<D> {
                 });
             }
         }
+        // Also if it cannot be deleted yet: it is not this shard's any more.
+        self.state().drop_cached(id);
         let gone = self.disown(std::slice::from_ref(id)).await;
         if let Err(error) = gone {
             mark("moved from a shard that could not delete");

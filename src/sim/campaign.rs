@@ -17,7 +17,7 @@ pub const SEEDS_FOR_MARKS: u64 = 400;
 
 /// Rare paths, and how often each is taken in so many seeds at least: about a quarter of what was
 /// measured, so that luck does not decide, and a generator that goes blind shows.
-const MARKS: [(&str, u64); 20] = [
+const MARKS: [(&str, u64); 25] = [
     ("aged batch appended", 5000),
     ("bad checkpoint passed over", 15),
     ("checkpoint", 1000),
@@ -25,10 +25,14 @@ const MARKS: [(&str, u64); 20] = [
     ("commit taken by damage", 2),
     ("copy between shards", 30),
     ("corrupt bytes not moved", 25),
+    ("evicted from the read buffer", 350),
     ("file harmed by hand", 25),
     ("full after stall", 80),
+    ("hit served", 240),
+    ("invalidated in the read buffer", 750),
     ("large write", 150),
     ("listed segment was freed", 200),
+    ("not kept, as it changed meanwhile", 7),
     ("page failed its checksum", 200),
     ("record without its payload", 1),
     ("recycled file reused", 300),
@@ -38,6 +42,7 @@ const MARKS: [(&str, u64); 20] = [
     ("sums taken from batches", 30),
     ("torn tail cut", 12),
     ("unproven batches written again", 200),
+    ("used what was read ahead", 80),
 ];
 
 /// Successes of each kind of operation in a seed, at least: less than half of what was measured.

@@ -114,6 +114,8 @@ struct Generator<'a, 'b> {
     clone: [u64; 2],
     /// About where each payload's bytes begin and end.
     edges: Vec<Vec<u64>>,
+    /// Where the last read of each payload ended.
+    read_to: Vec<u64>,
 }
 
 fn generate(entropy: &mut Entropy<'_>, seed: u64, count: u64) -> Plan {
@@ -173,12 +175,14 @@ impl<'a, 'b> Generator<'a, 'b> {
             local_bytes: local,
             flush_after_us: entropy.pick(&[1_000, 20_000, 200_000, 60_000_000]),
             stall_us: entropy.pick(&[50_000, 1_000_000]),
-            read_buffer_bytes: entropy.pick(&[0, 64 << 10, 1 << 20]),
             remote: match class {
                 Class::Crashes | Class::Tight => entropy.pick(&[0, 1]),
                 Class::Errors | Class::Damage => 0,
             },
             seal_after_us: entropy.pick(&[20_000, 300_000, 2_000_000]),
+            read_buffer_bytes: entropy.pick(&[0, 1 << 20, 64 << 10, 12 << 10, 8 << 20, 1 << 20]),
+            // Not drawn, so that a seed's steps stay what they were.
+            prefetch_bytes: [0, 16 << 10, 1 << 20, 32 << 20][(seed % 4) as usize],
         };
         let mut common = [
             10, 3, 4, 4, 2, 5, 1, 10, 2, 3, 2, 1, 1, 2, 1, 1, 1, 2, 0, 0, 0,
@@ -203,6 +207,7 @@ impl<'a, 'b> Generator<'a, 'b> {
             faults,
             clone: [0, 1],
             edges: vec![vec![0]; payloads],
+            read_to: vec![0; payloads],
             settings,
             entropy,
         }
@@ -323,7 +328,15 @@ impl<'a, 'b> Generator<'a, 'b> {
 
     /// A range that fits a payload, remembered as edges.
     fn range(&mut self, id: u64, is_change: bool) -> (u64, u64) {
-        let (offset, len) = (self.offset(id), self.len());
+        let (mut offset, len) = (self.offset(id), self.len());
+        if !is_change {
+            // A third goes on where the last one ended: streams are to be found, too.
+            let read_to = &mut self.read_to[id as usize];
+            if (offset ^ len) % 3 == 0 && offset < OFFSET_MAX {
+                offset = *read_to;
+            }
+            *read_to = (offset + len) % OFFSET_MAX;
+        }
         let len = len.min((1 << 62) - offset.min(1 << 62));
         if is_change {
             let edges = &mut self.edges[id as usize];

@@ -37,6 +37,7 @@ pub(super) struct Settings {
     /// Whether there is a remote, and when open segments are sealed for it.
     pub(super) remote: u64,
     pub(super) seal_after_us: u64,
+    pub(super) prefetch_bytes: u64,
 }
 
 impl Default for Settings {
@@ -53,6 +54,7 @@ impl Default for Settings {
             read_buffer_bytes: 0,
             remote: 0,
             seal_after_us: 2_000_000,
+            prefetch_bytes: 0,
         }
     }
 }
@@ -364,7 +366,7 @@ impl fmt::Display for Settings {
 }
 
 impl Settings {
-    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 11] {
+    pub(super) fn fields(&mut self) -> [(&'static str, &mut u64); 12] {
         [
             ("seed", &mut self.seed),
             ("shards", &mut self.shards),
@@ -377,6 +379,7 @@ impl Settings {
             ("read_buffer_bytes", &mut self.read_buffer_bytes),
             ("remote", &mut self.remote),
             ("seal_after_us", &mut self.seal_after_us),
+            ("prefetch_bytes", &mut self.prefetch_bytes),
         ]
     }
 }

@@ -160,11 +160,11 @@ impl Run {
         let settings = &self.shared.settings;
         let mut config = Config::new(DISK);
         config.shards = Some(settings.shards.clamp(1, 16) as usize);
-        config.block_bytes = BLOCK_BYTES;
-        config.segment_bytes = settings.segment_bytes;
+        (config.block_bytes, config.segment_bytes) = (BLOCK_BYTES, settings.segment_bytes);
         config.local_bytes_max = (settings.local_bytes > 0).then_some(settings.local_bytes);
         config.dirty_bytes_max = settings.dirty_bytes;
         config.read_buffer_bytes = settings.read_buffer_bytes;
+        config.prefetch_bytes_max = settings.prefetch_bytes;
         config.flush_after = Duration::from_micros(settings.flush_after_us);
         config.stall_timeout = Duration::from_micros(settings.stall_us);
         config.seal_after = Duration::from_micros(settings.seal_after_us);

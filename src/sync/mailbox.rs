@@ -110,6 +110,22 @@ impl<T> Sender<T> {
     }
 }
 
+impl<T> Sender<T> {
+    /// Puts a request in if there is room for it now; else it is dropped.
+    pub(crate) fn offer(&self, request: T) {
+        let mut state = self.0.state.lock();
+        if state.closed || state.queue.len() >= self.0.capacity {
+            return;
+        }
+        state.queue.push_back(request);
+        let receiver = state.receiver.take();
+        drop(state);
+        if let Some(waker) = receiver {
+            waker.wake();
+        }
+    }
+}
+
 impl<T> Receiver<T> {
     /// Waits for requests and takes all of them, in the order they came, into `batch`.
     ///

@@ -16,9 +16,16 @@ pub(crate) use loom::sync::Arc;
 pub(crate) use std::sync::Arc;
 
 #[cfg(loom)]
+pub(crate) use loom::sync::atomic;
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic;
+
+#[cfg(loom)]
 use loom::sync as imp;
 #[cfg(not(loom))]
 use std::sync as imp;
+
+use std::sync::TryLockError;
 
 /// A mutex without poisoning.
 pub(crate) struct Mutex<T>(imp::Mutex<T>);
@@ -32,5 +39,32 @@ impl<T> Mutex<T> {
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A cell that any thread may look into and one may change, and for which nobody ever waits.
+pub(crate) struct TryCell<T>(imp::RwLock<T>);
+
+impl<T> TryCell<T> {
+    pub(crate) fn new(value: T) -> TryCell<T> {
+        TryCell(imp::RwLock::new(value))
+    }
+
+    /// Looks in, unless it is being changed.
+    pub(crate) fn try_read(&self) -> Option<imp::RwLockReadGuard<'_, T>> {
+        match self.0.try_read() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Changes it, unless somebody is looking in.
+    pub(crate) fn try_write(&self) -> Option<imp::RwLockWriteGuard<'_, T>> {
+        match self.0.try_write() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
