@@ -4,7 +4,10 @@ mod common;
 
 use bytes::Bytes;
 use common::{id, run};
-use ringstore::{Config, ErrorKind, ExtentKind, PayloadId, RemoteConfig, RetentionPolicy, Store};
+use ringstore::{
+    Config, ErrorKind, ExtentKind, HealthStatus, PayloadId, RemoteConfig, RetentionPolicy, Store,
+};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A small store whose remote is in memory, under a name of its own.
@@ -225,6 +228,168 @@ fn pinned_bytes_stay() {
                 .unwrap();
         }
         assert!(store.stats().await.unwrap().evicted_segments > 0);
+        store.close().await.unwrap();
+    });
+}
+
+/// The same with a directory as its bucket, which can be looked into.
+fn config_with_dir(dir: &Path, bucket: &Path) -> Config {
+    let mut config = config(dir, "");
+    config.shards = Some(1);
+    config.remote = Some(RemoteConfig::Dir(bucket.to_owned()));
+    config
+}
+
+/// Objects that hold payload bytes.
+fn segments(bucket: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(bucket).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let is_segment = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with("d-")
+    };
+    paths.filter(is_segment).collect()
+}
+
+// scenario 105: a cold read of 4 KiB fetches at most 128 KiB
+// scenario 107: concurrent readers of one cold range cause one request
+// S-26
+#[test]
+fn cold_reads_fetch_little() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    run(async {
+        let mut config = config_with_dir(dirs[0].path(), dirs[1].path());
+        config.segment_bytes = 16 << 20;
+        config.prefetch_bytes_max = 0;
+        config.read_buffer_bytes = 0;
+        let store = Store::open(config).await.unwrap();
+        let data = bytes(3, 8 << 20);
+        store.write_at(&id("a"), 0, data.clone()).await.unwrap();
+        store.evict(&id("a")).await.unwrap();
+        let read = store.read_at(&id("a"), 4 << 20, 4096).await.unwrap();
+        assert_eq!(read.into_bytes(), data.slice(4 << 20..(4 << 20) + 4096));
+        let first = store.stats().await.unwrap().remote_read_bytes;
+        assert!((4096..=128 << 10).contains(&first), "{first}");
+        let name = id("a");
+        let readers = (0..16).map(|_| store.read_at(&name, 1 << 20, 4096));
+        for read in futures_util::future::join_all(readers).await {
+            assert_eq!(
+                read.unwrap().into_bytes(),
+                data.slice(1 << 20..(1 << 20) + 4096)
+            );
+        }
+        let both = store.stats().await.unwrap().remote_read_bytes;
+        assert!(both - first <= 64 << 10, "{}", both - first);
+        store.close().await.unwrap();
+    });
+}
+
+// scenario 103: an object that is missing although it is mapped is an error, never zeros
+// scenario 104: altered bytes are an error, and with an intact local copy there is none
+// S-27
+#[test]
+fn altered_objects_are_noticed() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    run(async {
+        let mut config = config_with_dir(dirs[0].path(), dirs[1].path());
+        config.read_buffer_bytes = 0;
+        let store = Store::open(config).await.unwrap();
+        let data = bytes(5, 40_000);
+        store.write_at(&id("a"), 0, data.clone()).await.unwrap();
+        store.drain_uploads().await.unwrap();
+        for path in segments(dirs[1].path()) {
+            let mut object = std::fs::read(&path).unwrap();
+            object.iter_mut().for_each(|byte| *byte ^= 0x55);
+            std::fs::write(&path, object).unwrap();
+        }
+        assert_eq!(read(&store, &id("a")).await, data);
+        store.evict(&id("a")).await.unwrap();
+        let error = store.read_at(&id("a"), 0, 4096).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        for path in segments(dirs[1].path()) {
+            std::fs::remove_file(path).unwrap();
+        }
+        let error = store.read_at(&id("a"), 0, 4096).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        drop(store);
+    });
+}
+
+// scenario 97: with the remote away, writes, flushes and local reads go on, a read that needs it
+// fails fast and is counted, and everything is uploaded when it is back
+// scenario 99: a store opens while its remote is away
+// S-25
+#[test]
+fn outage_is_survived() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let rebuilt = tempfile::tempdir().unwrap();
+    let bucket = dirs[1].path().join("bucket");
+    let away = dirs[1].path().join("away");
+    run(async {
+        let mut config = config_with_dir(dirs[0].path(), &bucket);
+        config.read_buffer_bytes = 0;
+        let store = Store::open(config.clone()).await.unwrap();
+        store
+            .write_at(&id("cold"), 0, bytes(1, 30_000))
+            .await
+            .unwrap();
+        store.evict(&id("cold")).await.unwrap();
+        std::fs::rename(&bucket, &away).unwrap();
+        store
+            .write_at(&id("warm"), 0, bytes(2, 30_000))
+            .await
+            .unwrap();
+        store.flush(&id("warm")).await.unwrap();
+        assert_eq!(read(&store, &id("warm")).await, bytes(2, 30_000));
+        let error = store.read_at(&id("cold"), 0, 100).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        let error = store.wait_remote(&id("warm")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        let stats = store.stats().await.unwrap();
+        assert!(stats.offline_reads_blocked >= 1);
+        assert!(!stats.remote_healthy && stats.eviction_suspended);
+        assert_eq!(store.health().await.status, HealthStatus::Degraded);
+        drop(store);
+
+        let store = Store::open(config.clone()).await.unwrap();
+        assert_eq!(read(&store, &id("warm")).await, bytes(2, 30_000));
+        std::fs::rename(&away, &bucket).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while store.drain_uploads().await.is_err() {
+            assert!(std::time::Instant::now() < deadline, "the remote is back");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(read(&store, &id("cold")).await, bytes(1, 30_000));
+        store.close().await.unwrap();
+        config.dir = rebuilt.path().to_owned();
+        let store = Store::rebuild(config).await.unwrap();
+        assert_eq!(read(&store, &id("warm")).await, bytes(2, 30_000));
+        store.close().await.unwrap();
+    });
+}
+
+// S-24: an empty directory never takes a bucket that holds a store
+#[test]
+fn bucket_is_not_taken_by_accident() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    run(async {
+        let store = Store::open(config(dirs[0].path(), "accident"))
+            .await
+            .unwrap();
+        store.write_at(&id("a"), 0, bytes(1, 5000)).await.unwrap();
+        store.close().await.unwrap();
+        let other = Store::open(config(dirs[1].path(), "accident"))
+            .await
+            .unwrap();
+        other.write_at(&id("b"), 0, bytes(2, 5000)).await.unwrap();
+        let error = other.wait_remote(&id("b")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        drop(other);
+        let store = Store::open(config(dirs[0].path(), "accident"))
+            .await
+            .unwrap();
+        store.write_at(&id("a"), 0, bytes(3, 5000)).await.unwrap();
+        store.drain_uploads().await.unwrap();
         store.close().await.unwrap();
     });
 }

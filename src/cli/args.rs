@@ -30,8 +30,15 @@ pub(crate) struct Global {
     /// Directory of the store; made on first use
     #[arg(short, long, global = true, env = "RINGSTORE_DIR", value_name = "PATH")]
     pub(crate) dir: Option<PathBuf>,
-    /// Remote tier of the store: s3://bucket/prefix, file:///path
-    #[arg(long, global = true, env = "RINGSTORE_REMOTE", value_name = "URL")]
+    /// Remote tier of the store: s3://bucket/prefix, file:///path; `flush --remote` waits for it
+    #[arg(
+        long,
+        global = true,
+        env = "RINGSTORE_REMOTE",
+        value_name = "URL",
+        num_args = 0..=1,
+        default_missing_value = ""
+    )]
     pub(crate) remote: Option<String>,
     /// Print one JSON object
     #[arg(long, global = true)]
@@ -48,6 +55,21 @@ pub(crate) struct Global {
     /// How the kernel is spoken to: auto, uring or threads
     #[arg(long, global = true, default_value = "auto", value_name = "DRIVER")]
     pub(crate) driver: DriverKind,
+}
+
+impl Global {
+    /// Whether `--remote` stands alone: the command is to wait for the remote.
+    pub(crate) fn waits_for_remote(&self) -> bool {
+        self.remote.as_deref() == Some("")
+    }
+
+    /// The remote's address, from the option or else from the environment.
+    pub(crate) fn remote_url(&self) -> Option<String> {
+        match self.waits_for_remote() {
+            true => std::env::var("RINGSTORE_REMOTE").ok(),
+            false => self.remote.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,6 +139,19 @@ pub(crate) enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Free payloads' local bytes, once the remote has them
+    Evict {
+        /// Payload
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        id: Option<PayloadId>,
+        /// All payloads
+        #[arg(long)]
+        all: bool,
+    },
+    /// Wait until the remote has everything
+    Drain,
+    /// Bring the store up from its remote alone, in an empty directory
+    Rebuild,
     /// Show the store's figures
     Stats {
         /// With those of each shard
@@ -129,7 +164,11 @@ pub(crate) enum Command {
     /// Say how well the store can do its work; exit code 6 when degraded
     Health,
     /// Read and check every live byte; exit code 5 when some are bad
-    Verify,
+    Verify {
+        /// Write anew what is bad in one tier and good in the other; always done
+        #[arg(long)]
+        repair: bool,
+    },
     /// Look into the log: which segments there are, and what stands in them
     Segments {
         #[command(subcommand)]

@@ -19,6 +19,7 @@ mod mount;
 mod outcome;
 mod payloads;
 mod progress;
+mod remote;
 mod report;
 mod segments;
 #[cfg(feature = "nbd")]
@@ -120,6 +121,7 @@ async fn run(global: &Global, command: Command) -> anyhow::Result<Report> {
         Command::Bench(args) => return bench::run(global, *args).await,
         Command::Doctor => return doctor::run(global).await,
         Command::Init(init) => return settings::init(global, &init).await,
+        Command::Rebuild => return remote::rebuild(global).await,
         _ => {}
     }
     let store = match open(settings::load(global)?, global).await {
@@ -143,12 +145,16 @@ async fn on_store(store: &Store, global: &Global, command: Command) -> anyhow::R
         Command::Punch { id, offset, len } => payloads::punch(store, &id, offset, len).await,
         Command::Ls { prefix, long } => payloads::list(store, prefix.as_deref(), long).await,
         Command::Stat { id, extents } => payloads::stat(store, &id, extents).await,
-        Command::Flush { id, .. } => payloads::flush(store, id.as_ref()).await,
+        Command::Flush { id, .. } => {
+            payloads::flush(store, id.as_ref(), global.waits_for_remote()).await
+        }
+        Command::Evict { id, .. } => remote::evict(store, id.as_ref()).await,
+        Command::Drain => remote::drain(store, global).await,
         Command::Stats { per_shard, watch } => {
             report::stats(store, per_shard, watch, global.json).await
         }
         Command::Health => report::health(store).await,
-        Command::Verify => report::verify(store, global).await,
+        Command::Verify { .. } => report::verify(store, global).await,
         Command::Segments { command } => segments::run(store, &command).await,
         #[cfg(feature = "fuse")]
         Command::Mount(_) => unreachable!("it opens its own store"),
@@ -157,6 +163,7 @@ async fn on_store(store: &Store, global: &Global, command: Command) -> anyhow::R
         Command::Bench(_) | Command::Doctor | Command::Init(_) => {
             unreachable!("these open no store, or their own")
         }
+        Command::Rebuild => unreachable!("it opens the store in its own way"),
     }
 }
 
@@ -167,8 +174,8 @@ fn config(global: &Global) -> anyhow::Result<Config> {
     };
     let mut config = Config::new(dir);
     config.driver = global.driver;
-    if let Some(url) = &global.remote {
-        config.remote = Some(RemoteConfig::from_url(url)?);
+    if let Some(url) = global.remote_url() {
+        config.remote = Some(RemoteConfig::from_url(&url)?);
     }
     Ok(config)
 }

@@ -69,11 +69,21 @@ pub(crate) async fn punch(
     Ok(Report::done(text, fields))
 }
 
-pub(crate) async fn flush(store: &Store, id: Option<&PayloadId>) -> anyhow::Result<Report> {
+pub(crate) async fn flush(
+    store: &Store,
+    id: Option<&PayloadId>,
+    wait_remote: bool,
+) -> anyhow::Result<Report> {
     let Some(id) = id else {
         store.flush_all().await?;
+        if wait_remote {
+            store.drain_uploads().await?;
+        }
         return Ok(Report::done("all flushed".to_owned(), json!({})));
     };
+    if wait_remote {
+        store.wait_remote(id).await?;
+    }
     let flushed = store.flush(id).await?;
     let fields = json!({
         "id": id.as_str(),
@@ -113,7 +123,7 @@ pub(crate) async fn list(
 }
 
 /// All ids that begin with `prefix`, in the order of their bytes.
-async fn ids(store: &Store, prefix: &str) -> anyhow::Result<Vec<PayloadId>> {
+pub(super) async fn ids(store: &Store, prefix: &str) -> anyhow::Result<Vec<PayloadId>> {
     let mut found = Vec::new();
     // The list begins behind the id that is given, so the prefix itself is looked up.
     let mut after = PayloadId::new(prefix).ok();

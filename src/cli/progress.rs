@@ -23,6 +23,15 @@ pub(crate) fn bytes(global: &Global, name: &str, total: Option<u64>) -> Progress
     bar
 }
 
+/// A bar for so many segments.
+pub(crate) fn segments(global: &Global, total: u64) -> ProgressBar {
+    let bar = bytes(global, "upload", Some(total));
+    let template = "{prefix} [{bar:30}] {pos}/{len} segments {eta}";
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
+    bar.set_style(style.progress_chars("=> "));
+    bar
+}
+
 /// A line that says what is going on.
 pub(crate) fn spinner(global: &Global) -> ProgressBar {
     let bar = bytes(global, "", None);

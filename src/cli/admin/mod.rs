@@ -44,9 +44,11 @@ fn is_sent(command: &Command) -> bool {
             | Command::Ls { .. }
             | Command::Stat { .. }
             | Command::Flush { .. }
+            | Command::Evict { .. }
+            | Command::Drain
             | Command::Stats { .. }
             | Command::Health
-            | Command::Verify
+            | Command::Verify { .. }
             | Command::Segments { .. }
     )
 }
