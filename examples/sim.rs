@@ -5,7 +5,8 @@
 //! `--seeds N` runs so many, `--start-seed S` begins there, `--seed S` replays one, `--plan FILE`
 //! replays a plan, `--keep-going` does not stop at the first failure, `--json` prints figures for
 //! machines, `--print-plan S` shows the plan of a seed. `--exhaustive N` runs every program of up
-//! to N operations with every crash instead.
+//! to N operations with every crash instead. `--remote` gives the stores remotes, and loses machines
+//! with their disks.
 
 use ringstore::sim::Campaign;
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ struct Options {
     exhaustive: Option<u32>,
     keep_going: bool,
     json: bool,
+    remote: bool,
 }
 
 fn main() -> ExitCode {
@@ -56,6 +58,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--print-plan" => options.print_plan = Some(number(word()?)?),
             "--keep-going" => options.keep_going = true,
             "--json" => options.json = true,
+            "--remote" => options.remote = true,
             _ => return Err(format!("unknown option: {arg}")),
         }
     }
@@ -68,7 +71,10 @@ fn run(options: &Options) -> bool {
         print!("{}", Campaign::plan_of_seed(seed));
         return true;
     }
-    let mut campaign = Campaign::new();
+    let mut campaign = match options.remote {
+        true => Campaign::with_remote(),
+        false => Campaign::new(),
+    };
     if let Some(path) = &options.plan {
         return run_plan(&mut campaign, path);
     }

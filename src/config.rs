@@ -245,8 +245,8 @@ impl RemoteConfig {
     }
 }
 
-/// A bucket of an S3 server. Credentials come from the usual AWS chain.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A bucket of an S3 server. Credentials that are not given come from the usual AWS chain.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct S3Config {
     /// Name of the bucket.
@@ -261,6 +261,40 @@ pub struct S3Config {
     pub path_style: bool,
     /// Whether to write to a server that cannot create objects conditionally.
     pub unfenced: bool,
+    /// Public part of the credentials; `None`: from the AWS chain.
+    pub access_key_id: Option<String>,
+    /// Secret part of the credentials; there if and only if the public one is.
+    pub secret_access_key: Option<String>,
+    /// Token of credentials that are for a while; only with the other two.
+    pub session_token: Option<String>,
+}
+
+impl fmt::Debug for S3Config {
+    /// Shows whether there are credentials, and nothing of them: configurations get into logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let S3Config {
+            bucket,
+            prefix,
+            endpoint,
+            region,
+            path_style,
+            unfenced,
+            access_key_id,
+            secret_access_key,
+            session_token,
+        } = self;
+        let given = [access_key_id, secret_access_key, session_token];
+        let is_given = given.iter().any(|part| part.is_some());
+        f.debug_struct("S3Config")
+            .field("bucket", bucket)
+            .field("prefix", prefix)
+            .field("endpoint", endpoint)
+            .field("region", region)
+            .field("path_style", path_style)
+            .field("unfenced", unfenced)
+            .field("credentials", &if is_given { "given" } else { "chain" })
+            .finish()
+    }
 }
 
 impl S3Config {
@@ -273,6 +307,9 @@ impl S3Config {
             region: None,
             path_style: false,
             unfenced: false,
+            access_key_id: None,
+            secret_access_key: None,
+            session_token: None,
         }
     }
 

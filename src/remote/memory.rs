@@ -87,3 +87,14 @@ impl Remote for Memory {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remote::suite;
+
+    #[test]
+    fn keeps_the_rules() {
+        suite::blocks_on(suite::run(&Memory::new()));
+    }
+}

@@ -10,7 +10,12 @@
 //!
 //! Deliberately not here: retries, deadlines, health and order (`upload`).
 
+mod dir;
 pub(crate) mod memory;
+#[cfg(feature = "s3")]
+mod s3;
+#[cfg(test)]
+pub(crate) mod suite;
 
 use crate::config::RemoteConfig;
 use crate::error::Error;
@@ -63,6 +68,12 @@ impl Failure {
         Failure::new(FailureKind::Missing, "no such object")
     }
 
+    /// No remote is asked for a name that none has.
+    fn bad_name(name: &str) -> Failure {
+        let message = format!("this cannot be an object's name: name={name:?}");
+        Failure::new(FailureKind::Refused, message)
+    }
+
     pub(crate) fn new(kind: FailureKind, message: impl Into<String>) -> Failure {
         Failure {
             kind,
@@ -100,10 +111,47 @@ pub(crate) trait Remote {
     fn delete<'a>(&'a self, names: &'a [String]) -> Request<'a, Vec<(String, Failure)>>;
 }
 
-/// The bucket that a configuration names.
+/// Whether an object can have this name.
+fn is_name(name: &str) -> bool {
+    let is_sign = |sign: u8| matches!(sign, b'0'..=b'9' | b'a'..=b'z' | b'-');
+    (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(is_sign)
+}
+
+/// Whether `create` refuses a name that is taken, as it has to: some servers take the condition and
+/// ignore it. The nonce makes the name one that nobody else probes with.
+pub(crate) async fn creates_conditionally(
+    remote: &dyn Remote,
+    nonce: u64,
+) -> Result<bool, Failure> {
+    let name = format!("probe-{nonce:016x}");
+    // What the first answers says nothing: it may be our own, retried. The second finds the name
+    // taken in any case.
+    remote
+        .create(&name, vec![Bytes::from_static(b"first")])
+        .await?;
+    let second = remote
+        .create(&name, vec![Bytes::from_static(b"second")])
+        .await;
+    // Goes whatever came of it; what stays is a few bytes that nobody reads.
+    let deleted = remote.delete(std::slice::from_ref(&name)).await;
+    let is_refused = second? == Created::Exists;
+    if let Some((_, failure)) = deleted?.into_iter().next() {
+        return Err(failure);
+    }
+    Ok(is_refused)
+}
+
+/// The bucket that a configuration names. Nobody is asked yet whether it is there.
 pub(crate) async fn connect(config: &RemoteConfig) -> Result<Rc<dyn Remote>, Error> {
     match config {
         RemoteConfig::Memory(name) => Ok(Rc::new(memory::Memory::named(name))),
-        _ => Err(Error::invalid("this remote is not there yet")),
+        RemoteConfig::Dir(path) => Ok(Rc::new(dir::Dir::open(path.clone()).await?)),
+        #[cfg(feature = "s3")]
+        RemoteConfig::S3(config) => Ok(Rc::new(s3::S3::open(config).await?)),
+        #[cfg(not(feature = "s3"))]
+        RemoteConfig::S3(config) => Err(Error::invalid(format!(
+            "this build has no S3 remotes, build it with the feature s3: bucket={}",
+            config.bucket
+        ))),
     }
 }

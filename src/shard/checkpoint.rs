@@ -278,7 +278,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Waits until no other checkpoint is being written; the next one waits for the result.
-    async fn checkpoint_turn(&self) -> Turn<D> {
+    pub(super) async fn checkpoint_turn(&self) -> Turn<D> {
         let free = || (!self.0.state.borrow().upkeep.checkpointing).then_some(());
         self.0.room.until(free).await;
         self.0.state.borrow_mut().upkeep.checkpointing = true;
@@ -540,7 +540,7 @@ fn is_full(error: &Error) -> bool {
 }
 
 /// The turn to write a checkpoint; dropping it lets the next one begin.
-struct Turn<D: Driver>(Shard<D>);
+pub(super) struct Turn<D: Driver>(Shard<D>);
 
 impl<D: Driver> Drop for Turn<D> {
     fn drop(&mut self) {

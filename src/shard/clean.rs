@@ -109,12 +109,19 @@ impl<D: Driver> Shard<D> {
 
     /// Whether writers wait for what cleaning frees, or soon will.
     fn is_urgent(&self, state: &State) -> bool {
-        state.space.wants_file()
-            || state.segments.local() + SEGMENTS_LOW > self.segments_max(state, Purpose::Data)
+        // With a remote, eviction makes room, and what is sealed for it is never full: moving that
+        // would go on for ever.
+        let low = || {
+            let most = self.segments_max(state, Purpose::Data);
+            state.tier.is_none() && state.segments.local() + SEGMENTS_LOW > most
+        };
+        state.space.wants_file() || low()
     }
 
     /// Moves what is live in the segments that are most worth it.
     pub(super) async fn clean(&self) -> Result<()> {
+        // No checkpoint is begun while places are exchanged: what it takes to be dead would not be.
+        let _turn = self.checkpoint_turn().await;
         let progress = {
             let mut state = self.state();
             let lost = state.map.live.lost();

@@ -187,6 +187,8 @@ struct Inner<D: Driver> {
     working: Cell<usize>,
     /// Nothing more is begun: the store is being closed.
     ending: Cell<bool>,
+    /// Everything is durable on this machine, and nothing more will come.
+    persisted: Cell<bool>,
 }
 
 /// A shard; clones share it, on one thread.
@@ -513,6 +515,7 @@ impl<D: Driver> Shard<D> {
             result => result,
         };
         result?;
+        self.0.persisted.set(true);
         // The last checkpoint goes along, so that a node is rebuilt from it alone.
         self.published(self.last_lsn()).await?;
         let has_remote = self.0.state.borrow().tier.is_some();
@@ -524,6 +527,13 @@ impl<D: Driver> Shard<D> {
 
     fn close_timed_out(&self) -> Error {
         let timeout = self.0.params.config.close_timeout;
+        if self.0.persisted.get() {
+            let message = format!(
+                "everything is on this machine, and not all in the remote after {timeout:?}: it \
+                 goes on at the next opening"
+            );
+            return Error::new(ErrorKind::Unavailable, message);
+        }
         let message =
             format!("not everything could be persisted in {timeout:?}, raise close_timeout");
         Error::new(ErrorKind::Poisoned, message)

@@ -133,6 +133,7 @@ impl<D: Driver> Shard<D> {
             writing: Cell::new(0),
             working: Cell::new(0),
             ending: Cell::new(false),
+            persisted: Cell::new(false),
         }));
         if shard.0.state.borrow().stats.batches_lost > 0 {
             // Should the lost ones be readable again, they must not meet what was logged without

@@ -6,7 +6,7 @@
 //!
 //! Deliberately not here: how long to go on, and where to print.
 
-use super::plan::{KINDS, Plan};
+use super::plan::{KINDS, LOCAL_KINDS, Plan};
 use super::run::{Outcome, run};
 use super::shrink::shrink;
 use std::collections::BTreeMap;
@@ -45,6 +45,16 @@ const MARKS: [(&str, u64); 25] = [
     ("used what was read ahead", 80),
 ];
 
+/// The same where there are remotes.
+const REMOTE_MARKS: [(&str, u64); 6] = [
+    ("checkpoint uploaded", 100),
+    ("fetched from the remote", 100),
+    ("machine lost", 100),
+    ("objects deleted", 100),
+    ("segment evicted", 100),
+    ("zombie fenced", 5),
+];
+
 /// Successes of each kind of operation in a seed, at least: less than half of what was measured.
 const SUCCESSES_MIN: u64 = 1;
 
@@ -62,6 +72,7 @@ const SUCCESSES_MIN: u64 = 1;
 #[derive(Default)]
 pub struct Campaign {
     seeds: u64,
+    remote: bool,
     /// Programs that were run with every crash.
     pub(super) programs: u64,
     total: Outcome,
@@ -89,10 +100,19 @@ impl Campaign {
         Campaign::default()
     }
 
+    /// A campaign without runs, whose stores have remotes: machines are lost with their disks, and
+    /// rebuilt.
+    pub fn with_remote() -> Campaign {
+        Campaign {
+            remote: true,
+            ..Campaign::default()
+        }
+    }
+
     /// Runs the plan of a seed. A failure comes with a shortened plan.
     pub fn run_seed(&mut self, seed: u64) -> Option<Failure> {
         self.seeds += 1;
-        self.take(&Plan::from_seed(seed))
+        self.take(&Plan::with_remote_from_seed(seed, self.remote))
     }
 
     /// Runs the plan of any bytes, as a fuzzer makes them.
@@ -161,11 +181,17 @@ impl Campaign {
         if self.seeds < SEEDS_FOR_MARKS {
             return Vec::new();
         }
-        let successes = KINDS.iter().zip(self.total.successes);
+        let kinds = match self.remote {
+            true => KINDS.len(),
+            false => LOCAL_KINDS,
+        };
+        let successes = KINDS[..kinds].iter().zip(self.total.successes);
         let failing = successes.filter(|it| it.1 < self.seeds * SUCCESSES_MIN);
         let hits = |mark: &str| self.marks.get(mark).copied().unwrap_or(0);
+        let with_remote: &[(&str, u64)] = if self.remote { &REMOTE_MARKS } else { &[] };
         let unseen = MARKS
             .iter()
+            .chain(with_remote)
             .filter(|mark| hits(mark.0) * SEEDS_FOR_MARKS < mark.1 * self.seeds);
         let failing = failing.map(|it| *it.0);
         failing.chain(unseen.map(|mark| mark.0)).collect()

@@ -163,7 +163,7 @@ impl Client {
             Op::Evict { id } => match self.store.evict(self.id(id)).await {
                 Ok(_) => self.shared.succeed(op),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => self.tolerate(index, op, &error),
+                Err(error) => self.tolerate_remote(index, op, &error),
             },
             Op::Sleep { us } => {
                 self.shared.universe.sleep(Duration::from_micros(us)).await;
@@ -400,7 +400,15 @@ impl Client {
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => self.tolerate(index, op, &error),
+            Err(error) => self.tolerate_remote(index, op, &error),
+        }
+    }
+
+    /// The same for what needs a remote, in a plan that may have none.
+    fn tolerate_remote(&self, index: usize, op: Op, error: &Error) {
+        let has_none = self.shared.settings.remote == 0;
+        if !(has_none && error.kind() == ErrorKind::InvalidInput) {
+            self.tolerate(index, op, error);
         }
     }
 

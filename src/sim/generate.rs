@@ -11,7 +11,7 @@
 //! Deliberately not here: whether a plan is interesting. Marks tell, in a campaign.
 
 use super::bucket::BucketFaults;
-use super::plan::{HARMS, Op, Plan, Settings, Step};
+use super::plan::{HARMS, LOCAL_KINDS, Op, Plan, Settings, Step};
 use crate::io::sim::{DiskFaults, Tear};
 use fastrand::Rng;
 
@@ -71,16 +71,21 @@ impl Entropy<'_> {
 impl Plan {
     /// The plan of a seed.
     pub(super) fn from_seed(seed: u64) -> Plan {
+        Plan::with_remote_from_seed(seed, false)
+    }
+
+    /// The plan of a seed, maybe with a remote in it.
+    pub(super) fn with_remote_from_seed(seed: u64, remote: bool) -> Plan {
         let mut entropy = Entropy::Seed(Rng::with_seed(seed ^ 0x05EE_D0FA_91A4));
         let count = STEPS_MIN + entropy.below(STEPS_SPREAD);
-        generate(&mut entropy, seed, count)
+        generate(&mut entropy, seed, count, remote)
     }
 
     /// The plan of any bytes.
     pub(super) fn from_bytes(bytes: &[u8]) -> Plan {
         let mut entropy = Entropy::Bytes(bytes);
         let seed = entropy.below(u64::from(u16::MAX));
-        generate(&mut entropy, seed, STEPS_FROM_BYTES_MAX)
+        generate(&mut entropy, seed, STEPS_FROM_BYTES_MAX, false)
     }
 }
 
@@ -118,8 +123,8 @@ struct Generator<'a, 'b> {
     read_to: Vec<u64>,
 }
 
-fn generate(entropy: &mut Entropy<'_>, seed: u64, count: u64) -> Plan {
-    let mut generator = Generator::new(entropy, seed);
+fn generate(entropy: &mut Entropy<'_>, seed: u64, count: u64, remote: bool) -> Plan {
+    let mut generator = Generator::new(entropy, seed, remote);
     let mut steps = vec![Step::Faults(generator.faults.clone())];
     if generator.settings.remote > 0 {
         steps.push(Step::BucketFaults(generator.bucket_faults.clone()));
@@ -150,7 +155,7 @@ fn retries(steps: &[Step], count: usize) -> Vec<Step> {
 }
 
 impl<'a, 'b> Generator<'a, 'b> {
-    fn new(entropy: &'a mut Entropy<'b>, seed: u64) -> Generator<'a, 'b> {
+    fn new(entropy: &'a mut Entropy<'b>, seed: u64, remote: bool) -> Generator<'a, 'b> {
         let classes = [
             Class::Crashes,
             Class::Crashes,
@@ -175,22 +180,21 @@ impl<'a, 'b> Generator<'a, 'b> {
             local_bytes: local,
             flush_after_us: entropy.pick(&[1_000, 20_000, 200_000, 60_000_000]),
             stall_us: entropy.pick(&[50_000, 1_000_000]),
-            remote: match class {
-                Class::Crashes | Class::Tight => entropy.pick(&[0, 1]),
-                Class::Errors | Class::Damage => 0,
-            },
-            seal_after_us: entropy.pick(&[20_000, 300_000, 2_000_000]),
+            // What goes wrong with the disk alone is told apart without one.
+            remote: u64::from(remote && matches!(class, Class::Crashes | Class::Tight)),
+            seal_after_us: [20_000, 300_000, 2_000_000][(seed / 4 % 3) as usize],
             read_buffer_bytes: entropy.pick(&[0, 1 << 20, 64 << 10, 12 << 10, 8 << 20, 1 << 20]),
             // Not drawn, so that a seed's steps stay what they were.
             prefetch_bytes: [0, 16 << 10, 1 << 20, 32 << 20][(seed % 4) as usize],
         };
-        let mut common = [
-            10, 3, 4, 4, 2, 5, 1, 10, 2, 3, 2, 1, 1, 2, 1, 1, 1, 2, 0, 0, 0,
+        let common = [
+            10, 3, 4, 4, 2, 5, 1, 10, 2, 3, 2, 1, 1, 2, 1, 1, 1, 2, 2, 1, 3,
         ];
-        if settings.remote > 0 {
-            common[18..].copy_from_slice(&[2, 1, 3]);
-        }
-        let weights = common
+        let kinds = match settings.remote > 0 {
+            true => common.len(),
+            false => LOCAL_KINDS,
+        };
+        let weights = common[..kinds]
             .iter()
             .map(|weight| weight * entropy.pick(&[0, 1, 1, 1, 4]))
             .collect();
@@ -203,7 +207,10 @@ impl<'a, 'b> Generator<'a, 'b> {
             control_every: entropy.pick(&[8, 15, 30, 60]),
             drops: entropy.one_in(3),
             far: entropy.one_in(6),
-            bucket_faults: bucket_faults_of(entropy),
+            bucket_faults: match settings.remote > 0 {
+                true => bucket_faults_of(entropy),
+                false => BucketFaults::default(),
+            },
             faults,
             clone: [0, 1],
             edges: vec![vec![0]; payloads],

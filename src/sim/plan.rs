@@ -240,6 +240,9 @@ pub(super) const KINDS: [&str; 21] = [
     "evict",
 ];
 
+/// How many of them need no remote; those come first.
+pub(super) const LOCAL_KINDS: usize = 18;
+
 impl Op {
     /// Its word in a plan, and its numbers.
     fn parts(&self) -> (&'static str, Vec<u64>) {

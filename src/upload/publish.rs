@@ -340,8 +340,12 @@ async fn make(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<b
             let there = remote.get(&name, 0, MANIFEST_BYTES_MAX).await?;
             if there == body {
                 mark("manifest was made at an earlier try");
+                return Ok(true);
             }
-            Ok(there == body)
+            // Bytes that became wrong on their way are nobody's.
+            let wrong = |why| Failure::new(FailureKind::Transient, why);
+            Manifest::decode(&there).map_err(wrong)?;
+            Ok(false)
         }
     }
 }
