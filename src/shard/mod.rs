@@ -501,9 +501,7 @@ impl<D: Driver> Shard<D> {
         self.state().closing = true;
         self.flush_all().await?;
         // A sealed segment has its checksums twice, and is not read at the next opening.
-        self.room_to_close().await?;
-        self.close_batch();
-        self.seal();
+        self.seal_open().await?;
         let result = match self.checkpoint().await {
             // Everything is durable without it: the next opening reads the log's tail instead.
             Err(error) if error.kind() == ErrorKind::Full => {

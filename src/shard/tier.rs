@@ -670,8 +670,17 @@ impl<D: Driver> Shard<D> {
     pub(super) async fn seal_open(&self) -> Result<()> {
         self.room_to_close().await?;
         self.close_batch();
-        self.seal();
-        self.0.tier_changed.notify();
+        // One that was just begun has no head yet, and nothing in it.
+        let empty = {
+            let state = self.0.state.borrow();
+            let open = state.log.open_segment();
+            let held = open.and_then(|id| state.segments.find(id));
+            held.is_some_and(|held| held.lsns.get().0 == state.log.next_lsn())
+        };
+        if !empty {
+            self.seal();
+            self.0.tier_changed.notify();
+        }
         Ok(())
     }
 
