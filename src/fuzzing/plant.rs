@@ -75,6 +75,7 @@ pub(super) fn params() -> Params {
         config: config(Path::new("")),
         routes: Arc::new(Routes::new(1)),
         files_open_max: 8,
+        remote: None,
     }
 }
 
@@ -114,6 +115,7 @@ async fn make() -> Result<[Files; 3]> {
     let mut page = vec![0; PAGE];
     let superblock = Superblock {
         store: STORE,
+        node: Default::default(),
         epoch: Epoch(0),
         shards: 1,
         segment_bytes: SEGMENT_BYTES,
