@@ -77,6 +77,7 @@ pub(super) fn params() -> Params {
         routes: Arc::new(Routes::new(1)),
         table: crate::sync::Arc::new(Table::new(0)),
         files_open_max: 8,
+        remote: None,
     }
 }
 
@@ -116,6 +117,7 @@ async fn make() -> Result<[Files; 3]> {
     let mut page = vec![0; PAGE];
     let superblock = Superblock {
         store: STORE,
+        node: Default::default(),
         epoch: Epoch(0),
         shards: 1,
         segment_bytes: SEGMENT_BYTES,

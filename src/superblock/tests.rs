@@ -11,6 +11,7 @@ const GOLDEN: &str = "\
 fn superblock() -> Superblock {
     Superblock {
         store: *b"0123456789abcdef",
+        node: Default::default(),
         epoch: Epoch(7),
         shards: 3,
         segment_bytes: 16 << 20,

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::service::{Service, service_fn};
+use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
@@ -178,7 +178,7 @@ async fn answer(
         Some(Fault::DropBefore) => return Err(io::ErrorKind::ConnectionReset.into()),
         _ => {}
     }
-    let answered = service.call(request).await;
+    let answered = service.call(request.map(s3s::Body::from)).await;
     let answered = answered.map_err(|error| io::Error::other(format!("{error:?}")))?;
     let (head, body) = answered.into_parts();
     let body = read_all(body).await?;
