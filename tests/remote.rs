@@ -354,9 +354,10 @@ fn outage_is_survived() {
         let store = Store::open(config.clone()).await.unwrap();
         assert_eq!(read(&store, &id("warm")).await, bytes(2, 30_000));
         std::fs::rename(&away, &bucket).unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        while store.drain_uploads().await.is_err() {
-            assert!(std::time::Instant::now() < deadline, "the remote is back");
+        let mut tries = 0;
+        while let Err(error) = store.drain_uploads().await {
+            tries += 1;
+            assert!(tries < 600, "the remote is back: {error}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(read(&store, &id("cold")).await, bytes(1, 30_000));

@@ -221,7 +221,10 @@ impl Stream {
             Motion::Forward => (read.start, true),
             Motion::Backward => (read.end, true),
             Motion::Strided { step, len } => {
-                let on_grid = read.start.abs_diff(self.edge) % step.unsigned_abs() == 0;
+                let on_grid = read
+                    .start
+                    .abs_diff(self.edge)
+                    .is_multiple_of(step.unsigned_abs());
                 (read.start, on_grid && read.end - read.start == len)
             }
         };
@@ -251,7 +254,7 @@ impl Stream {
         let (next, mut ranges) = match self.motion {
             Motion::Forward => {
                 let next = (from + self.window).min(size).max(from);
-                (next, vec![from..next])
+                (next, std::iter::once(from..next).collect())
             }
             Motion::Backward => {
                 let next = from.saturating_sub(self.window);

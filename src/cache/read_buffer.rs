@@ -286,10 +286,9 @@ impl ReadBuffer {
             .range(range)
             .map(|(key, frame)| (*key, *frame))
             .collect();
-        if gone.is_empty() {
-            return;
+        if !gone.is_empty() {
+            mark("invalidated in the read buffer");
         }
-        mark("invalidated in the read buffer");
         for ((payload, number), key) in gone {
             self.index.remove(&(payload, number));
             let pages = &mut self.frames[key].pages;

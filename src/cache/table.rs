@@ -13,9 +13,10 @@
 //! was acknowledged therefore finds the slot invalid, or filled anew.
 //!
 //! A read of several pages could still see an old page and then, on another, the work of a *later*
-//! change. Every change that takes an entry away is counted, after it has, and before anything new
-//! is put in. A reader of several pages compares the count of before with that of after: if it is
-//! the same, then at its end all the pages that it took were valid at once.
+//! change. So every change is counted: after it has made its entries invalid, and before anything
+//! new is put in; also if it found none, for one may have been evicted just before. A reader of
+//! several pages compares the count of before with that of after: if it is the same, nothing that
+//! it took is the work of a change that came after what another page shows.
 //!
 //! # Why nobody waits
 //!
@@ -112,7 +113,7 @@ pub(crate) struct Hit {
 pub(crate) struct Table {
     /// False when the shard is gone: then nothing is a hit.
     open: AtomicBool,
-    /// Changes that took entries away.
+    /// Changes of payloads that may have had entries.
     changes: AtomicU64,
     buckets: Box<[Bucket]>,
     pub(crate) hits: Hits,
@@ -312,7 +313,8 @@ impl Table {
         bucket.tags[way].store(0, Ordering::Release);
     }
 
-    /// The shard: entries were made invalid because their bytes are wrong. Before any is put in.
+    /// The shard: a payload changes, and entries that it makes wrong are invalid. Before any other
+    /// is put in.
     pub(super) fn count_change(&self) {
         self.changes.fetch_add(1, Ordering::Release);
     }

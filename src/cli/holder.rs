@@ -58,6 +58,7 @@ impl Holder {
     }
 
     /// Becomes true when everything is to end.
+    #[cfg(feature = "nbd")]
     pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stop.subscribe()
     }

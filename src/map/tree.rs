@@ -151,7 +151,7 @@ impl<E: Entry> Tree<E> {
     }
 
     /// Makes `[start, end)` what it is in `source`, its gaps too.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn move_range_from(
         &mut self,
         source: &Tree<E>,

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. A demand read never waits for more than what is already with the device and covers it: then
-//!    it would be read twice otherwise. What is still to be started it does not wait for.
+//!    it would be read twice otherwise. What is still to be started it does not wait for, and takes
+//!    out of the line.
 //! 2. `READS_MAX` reads are under way at once at most, and what is under way or waits for it is at
 //!    most the shard's share of `Config::prefetch_bytes_max`; what is beyond is dropped.
 //! 3. What comes back is put in under the same condition as what was asked for; see `cached`. An
@@ -10,6 +11,7 @@
 //!
 //! Deliberately not here: what is part of a stream.
 
+use super::cached::KEPT_BYTES_MAX;
 use super::{Params, Shard};
 use crate::cache::prefetch::Prefetch;
 use crate::cache::table::Origin;
@@ -96,9 +98,31 @@ impl Ahead {
     }
 }
 
+impl Ahead {
+    /// A range is being read on demand, and put in: what of it still waits to be started is not
+    /// read twice.
+    fn leave_out(&mut self, number: PayloadNo, range: &Range<u64>) {
+        let (mut edge, mut bytes) = (false, 0);
+        self.jobs.retain(|job| {
+            let read = range.start <= job.range.start && job.range.end <= range.end;
+            let is_left_out = job.number == number && read;
+            if is_left_out {
+                bytes += job.range.end - job.range.start;
+                edge |= job.edge;
+            }
+            !is_left_out
+        });
+        self.bytes -= bytes;
+        let mut others = self.jobs.iter_mut();
+        if let Some(next) = others.find(|job| job.number == number) {
+            next.edge |= edge;
+        }
+    }
+}
+
 impl<D: Driver> Shard<D> {
     /// A payload is read, or its reader has come to the edge of what was read ahead.
-    pub(super) fn note_read(&self, id: &PayloadId, offset: u64, len: u64) {
+    pub(super) fn note_read(&self, id: &PayloadId, offset: u64, len: u64, is_hit: bool) {
         let mut state = self.state();
         let state = &mut *state;
         if !state.buffer.is_on() || self.0.ending.get() {
@@ -113,10 +137,13 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let ranges = state.ahead.prefetch.note(number, offset..end, size);
-        if !ranges.is_empty() {
-            state.ahead.line_up(number, id, ranges);
-            self.start_reading_ahead(state);
+        state.ahead.line_up(number, id, ranges);
+        if !is_hit && end - offset <= KEPT_BYTES_MAX {
+            let whole = end.next_multiple_of(PAGE_BYTES).min(size);
+            let range = offset / PAGE_BYTES * PAGE_BYTES..whole;
+            state.ahead.leave_out(number, &range);
         }
+        self.start_reading_ahead(state);
     }
 
     /// Begins what may begin.

@@ -29,7 +29,7 @@ use crate::types::{Location, PAGE, PayloadNo};
 use bytes::Bytes;
 
 /// Reads that are larger leave the read buffer alone: what is read in such pieces is streamed.
-const KEPT_BYTES_MAX: u64 = 1 << 20;
+pub(super) const KEPT_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes of one read that are copied to be kept: 64 KiB take about 5 us, less than to ask again.
 const COPIED_BYTES_MAX: usize = 64 << 10;
@@ -228,7 +228,7 @@ impl State {
 impl<D: Driver> Shard<D> {
     /// The bytes of `[offset, min(offset + len, size))`.
     pub(super) async fn read(&self, id: &PayloadId, offset: u64, len: usize) -> Result<Chunks> {
-        self.note_read(id, offset, len as u64);
+        self.note_read(id, offset, len as u64, false);
         self.wait_for_ahead(id, offset, len as u64).await;
         let (end, planned) = {
             let state = self.0.state.borrow();

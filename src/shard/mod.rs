@@ -399,7 +399,7 @@ impl<D: Driver> Shard<D> {
             Work::Latency(reply) => {
                 reply.send(Ok(self.latency()));
             }
-            Work::AtEdge { id, offset, len } => self.note_read(&id, offset, len),
+            Work::AtEdge { id, offset, len } => self.note_read(&id, offset, len, true),
             Work::EvictReadBuffer(reply) => reply.send(Ok(self.state().buffer.clear())),
             Work::Verify(reply) => reply.send(self.verify().await),
             Work::Segments(reply) => reply.send(Ok(self.segments())),

@@ -42,7 +42,7 @@ const MARKS: [(&str, u64); 25] = [
     ("sums taken from batches", 30),
     ("torn tail cut", 12),
     ("unproven batches written again", 200),
-    ("used what was read ahead", 80),
+    ("used what was read ahead", 20),
 ];
 
 /// The same where there are remotes.

@@ -337,9 +337,10 @@ impl<'a, 'b> Generator<'a, 'b> {
     fn range(&mut self, id: u64, is_change: bool) -> (u64, u64) {
         let (mut offset, len) = (self.offset(id), self.len());
         if !is_change {
-            // A third goes on where the last one ended: streams are to be found, too.
+            // Under one budget, a third goes on where the last one ended: to find streams, too.
             let read_to = &mut self.read_to[id as usize];
-            if (offset ^ len) % 3 == 0 && offset < OFFSET_MAX {
+            let may_go_on = self.settings.prefetch_bytes == 1 << 20 && offset < OFFSET_MAX;
+            if may_go_on && (offset ^ len).is_multiple_of(3) {
                 offset = *read_to;
             }
             *read_to = (offset + len) % OFFSET_MAX;

@@ -23,10 +23,12 @@ enum Press {
     Lost,
     /// Large reads of scattered data, of which parts fail.
     Reads,
+    /// What is read stays in memory, is read again, and changes meanwhile.
+    Hits,
 }
 
 /// Planted bugs, and within how many seeds each must be caught.
-const TEETH: [(&str, Press, u64); 17] = [
+const TEETH: [(&str, Press, u64); 19] = [
     ("ack_before_sync", Press::No, 40),
     ("believe_retried_sync", Press::Syncs, 60),
     ("believe_what_is_found", Press::Syncs, 120),
@@ -37,13 +39,15 @@ const TEETH: [(&str, Press, u64); 17] = [
     ("directory_not_synced", Press::No, 40),
     ("dropped_read_frees_buffer", Press::Reads, 40),
     ("free_before_checkpoint", Press::No, 120),
+    ("insert_without_looking", Press::Hits, 40),
     ("no_generation_in_checksum", Press::Lost, 240),
     ("old_one_goes_first", Press::Moves, 200),
     ("skip_batch_checksum", Press::No, 40),
-    ("skip_page_checksum", Press::No, 60),
+    ("skip_page_checksum", Press::No, 300),
     ("sync_covers_later_writes", Press::No, 40),
     ("truncate_keeps_extents", Press::No, 40),
-    ("zeros_for_missing", Press::Files, 40),
+    ("truncate_keeps_hits", Press::Hits, 40),
+    ("zeros_for_missing", Press::Files, 120),
 ];
 
 fn pressed(seed: u64, press: Press) -> Plan {
@@ -65,6 +69,10 @@ fn pressed(seed: u64, press: Press) -> Plan {
             plan.settings.segment_bytes = 64 << 10;
             plan.settings.read_buffer_bytes = 0;
             plan.settings.flush_after_us = 1000;
+        }
+        Press::Hits => {
+            plan.settings.read_buffer_bytes = 8 << 20;
+            plan.settings.prefetch_bytes = 8 << 20;
         }
         Press::Syncs => {}
     }
@@ -99,6 +107,11 @@ fn press_step(step: &mut Step, press: Press, rng: &mut fastrand::Rng) {
             *step = Step::Reopen;
         }
         (Press::Moves, Step::Cut { ios } | Step::Kill { ios }) => *ios = rng.u64(1..150),
+        (Press::Hits, Step::Client { client, op, .. }) => {
+            // Of several clients, so that reads and changes meet.
+            *client = rng.u64(..4);
+            *op = hits_op(rng);
+        }
         (_, Step::Client { op, .. }) => *op = pressed_op(*op, press, rng),
         _ => {}
     }
@@ -140,6 +153,29 @@ fn pressed_op(op: Op, press: Press, rng: &mut fastrand::Rng) -> Op {
         (Press::Lost, Op::Truncate { .. } | Op::Delete { .. }) => Op::Flush { id },
         (Press::Reads, Op::Truncate { .. } | Op::Delete { .. }) => Op::FlushAll,
         _ => op,
+    }
+}
+
+/// Reads and changes of a few pages of two payloads, which now and then are on the device alone.
+fn hits_op(rng: &mut fastrand::Rng) -> Op {
+    let (id, offset) = (rng.u64(..2), 4096 * rng.u64(..8));
+    match rng.u8(..10) {
+        0 => Op::EvictBuffer,
+        1 | 2 => Op::FlushAll,
+        3 => Op::Truncate {
+            id,
+            size: offset + rng.u64(..4096),
+        },
+        4 | 5 => Op::Write {
+            id,
+            offset,
+            len: 4096 * rng.u64(1..4),
+        },
+        _ => Op::Read {
+            id,
+            offset,
+            len: 4096 * rng.u64(1..4),
+        },
     }
 }
 

@@ -1,5 +1,7 @@
 //! Streams by themselves: what makes one, how far it goes, what ends it.
 
+#![allow(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
+
 use super::*;
 
 const A: PayloadNo = PayloadNo(1);

@@ -97,6 +97,34 @@ fn loom_pages_of_one_read_were_valid_at_once() {
 }
 
 #[test]
+fn loom_a_change_of_what_was_evicted_counts() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let table = Arc::new(Table::new(PAGE as u64));
+        let slots = [0, 1].map(|page| put(&table, page, 1, page == 1).unwrap());
+        let mine = table.clone();
+        let reader = thread::spawn(move || {
+            let seen = versions(&mine, 2);
+            assert_ne!(
+                seen,
+                Some(vec![1, 2]),
+                "a later change without an earlier one"
+            );
+        });
+        // Both pages are evicted; then page 0 is changed, and page 1, which alone comes back.
+        for slot in slots {
+            table.invalidate(slot);
+            table.clear(slot);
+        }
+        table.count_change();
+        table.count_change();
+        put(&table, 1, 2, true);
+        reader.join().unwrap();
+    });
+}
+
+#[test]
 fn loom_a_slot_used_again_is_never_taken_for_what_it_was() {
     loom::model(|| {
         let table = Arc::new(Table::new(PAGE as u64));
