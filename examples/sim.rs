@@ -5,8 +5,8 @@
 //! `--seeds N` runs so many, `--start-seed S` begins there, `--seed S` replays one, `--plan FILE`
 //! replays a plan, `--keep-going` does not stop at the first failure, `--json` prints figures for
 //! machines, `--print-plan S` shows the plan of a seed. `--exhaustive N` runs every program of up
-//! to N operations with every crash instead. `--remote` gives the stores remotes, and loses machines
-//! with their disks.
+//! to N operations with every crash instead. `--remote` gives the stores remotes, and loses
+//! machines with their disks.
 
 use ringstore::sim::Campaign;
 use std::process::ExitCode;

@@ -1,8 +1,8 @@
 //! The one door to a bucket: a flat space of named objects that are written once and never change.
 //!
 //! Rules that every remote keeps, and the conformance suite (`remote::suite`) checks:
-//! 1. `create` makes an object whole or not at all, and never replaces one: of several that race for
-//!    a name, one wins. A remote that cannot promise that must be opened with `unfenced`.
+//! 1. `create` makes an object whole or not at all, and never replaces one: of several that race
+//!    for a name, one wins. A remote that cannot promise that must be opened with `unfenced`.
 //! 2. A failure says nothing about whether the request was applied, unless its kind does.
 //! 3. `get` gives exactly the bytes asked for, cut off at the object's end.
 //! 4. `list` gives names in byte order. It may be stale; `get` and `head` are not.

@@ -1,7 +1,7 @@
 //! A bucket of an S3 server, through the AWS SDK.
 //!
-//! It asks for no more than what many servers do alike: conditional creates with `If-None-Match: *`,
-//! ranged reads, listings and batch deletes, of names in one flat folder.
+//! It asks for no more than what many servers do alike: conditional creates with `If-None-Match:
+//! *`, ranged reads, listings and batch deletes, of names in one flat folder.
 //!
 //! 1. Nothing is asked when it is opened: a server that is away is met by the requests.
 //! 2. Bodies go out as they are, unsigned and without a checksum of the server's: segments and
@@ -9,7 +9,8 @@
 //! 3. What arrives is counted. Fewer bytes than the object has are a failure, never a success.
 //! 4. The SDK repeats a request a few times, for the hiccups. Outages are the uploader's matter.
 //!
-//! With credentials that may not list the bucket, AWS denies what is missing: give them `ListBucket`.
+//! With credentials that may not list the bucket, AWS denies what is missing: give them
+//! `ListBucket`.
 
 mod answer;
 mod body;
@@ -42,7 +43,8 @@ const BACKOFF: Duration = Duration::from_millis(50);
 /// A server that is there answers a handshake in far less than one retransmission of it (1 s).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// From the last byte of a request to the first of the answer; slow servers take seconds under load.
+/// From the last byte of a request to the first of the answer; slow servers take seconds under
+/// load.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a body may stand still before it is given up.

@@ -21,7 +21,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Share of the segments that may be held below which eviction begins, as a divisor, and its limits.
+/// Share of the segments that may be held below which eviction begins, as a divisor, and its
+/// limits.
 const MARGIN_DIVISOR: usize = 8;
 const MARGIN_MAX: usize = 8;
 
@@ -267,8 +268,8 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn evict_segments(&self, segments: BTreeSet<SegmentId>) -> Result<u64> {
-        // Two checkpoints have to list a segment before its file may go, and one may have been begun
-        // before it was uploaded.
+        // Two checkpoints have to list a segment before its file may go, and one may have been
+        // begun before it was uploaded.
         for _ in 0..3 {
             let uncovered = {
                 let state = self.0.state.borrow();

@@ -1,12 +1,12 @@
 //! Restoring a directory from the remote alone, so that it can be opened like any other.
 //!
-//! The remote is taken first: from then on nobody else publishes, and what the manifest names stays.
-//! Of every shard the checkpoint is fetched, and the segments behind it; everything else stays where
-//! it is until somebody reads it.
+//! The remote is taken first: from then on nobody else publishes, and what the manifest names
+//! stays. Of every shard the checkpoint is fetched, and the segments behind it; everything else
+//! stays where it is until somebody reads it.
 //!
 //! Invariants:
-//! 1. The superblock comes last: until it is there, the directory is no store, and what was begun is
-//!    begun anew.
+//! 1. The superblock comes last: until it is there, the directory is no store, and what was begun
+//!    is begun anew.
 //! 2. Nothing that came from the remote is written before it was checked.
 
 use super::checkpoint::checkpoint_name;

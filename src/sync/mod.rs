@@ -3,8 +3,8 @@
 //! A panic while a lock is held leaves the data as it was between two statements of a few-line
 //! critical section, so poisoning is ignored.
 //!
-//! What threads and tasks hand things over with stands on them: the mailbox, the one-shot answer, and
-//! the signal, which is for the tasks of one thread.
+//! What threads and tasks hand things over with stands on them: the mailbox, the one-shot answer,
+//! and the signal, which is for the tasks of one thread.
 
 pub(crate) mod mailbox;
 pub(crate) mod signal;

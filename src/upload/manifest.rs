@@ -1,7 +1,8 @@
 //! The manifest: which objects of a bucket count, and who may say so next.
 //!
-//! Manifests are numbered without a gap, and each is made by a conditional create: the one who makes
-//! the next number has the bucket. Names count down, so that the newest comes first in a listing.
+//! Manifests are numbered without a gap, and each is made by a conditional create: the one who
+//! makes the next number has the bucket. Names count down, so that the newest comes first in a
+//! listing.
 //!
 //! Invariants:
 //! 1. What a manifest names is in the bucket, whole, before the manifest is.

@@ -1,0 +1,238 @@
+//! Checkpoints in the remote, and what they let go. Whoever rebuilds the store reads the newest one
+//! and the log behind it; objects that only an older one refers to are deleted.
+//!
+//! Invariants are those of the parent module.
+
+use super::super::checkpoint::checkpoint_name;
+use super::super::{Params, Shard, State};
+use super::{End, READ_PAGES, RETRY_PAUSE, TAIL_PER_BASE, TAIL_SEGMENTS_MAX, Uploaded};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Driver, DriverFile, OpenMode};
+use crate::marks::mark;
+use crate::remote::Listed;
+use crate::residency::Held;
+use crate::types::PAGE;
+use crate::upload::manifest::{Base, base_name, base_prefix, parse_segment_name, segment_prefix};
+use bytes::Bytes;
+use std::rc::Rc;
+
+impl State {
+    /// Whether segments are gone that would have to come next, so that only a checkpoint helps.
+    fn has_gap(&self) -> bool {
+        let Some(published) = self.tier.as_ref().and_then(|tier| tier.published.as_ref()) else {
+            return false;
+        };
+        let behind = |held: &&Rc<Held>| !held.is_sealed() || held.lsns.get().1 > published.next;
+        let next = self.segments.iter().find(behind);
+        let first = next.map_or(self.log.end().next_lsn, |held| held.lsns.get().0);
+        first > published.next
+    }
+
+    /// Whether segments behind an uploaded checkpoint are gone that would have to count with it.
+    fn is_stale(&self, uploaded: &Uploaded) -> bool {
+        let (_, end) = self.extended(uploaded.begun());
+        matches!(end, End::Gap(_)) && !end.is_behind(uploaded.last)
+    }
+
+    /// The sealed segments, oldest first, kept from being freed.
+    fn sealed(&self) -> Vec<Rc<Held>> {
+        let sealed = self.segments.iter().filter(|held| held.is_sealed());
+        sealed.cloned().collect()
+    }
+
+    /// Whether an object is of an earlier opening, and nothing refers to its segment.
+    fn is_orphan(&self, params: &Params, name: &str) -> bool {
+        let Some((segment, epoch)) = parse_segment_name(params.shard, name) else {
+            return false;
+        };
+        let Some(tier) = &self.tier else { return false };
+        let same = |held: &Rc<Held>| held.epoch == epoch;
+        let held = self.segments.find(segment).is_some_and(same);
+        let waits = tier.garbage.iter().any(|(_, garbage)| garbage == name);
+        epoch < params.epoch && !held && !waits && self.map.live.bytes(segment) == 0
+    }
+
+    /// Whether another checkpoint is worth its upload.
+    fn rebase_due(&self) -> bool {
+        let Some(tier) = &self.tier else {
+            return false;
+        };
+        let Some(published) = &tier.published else {
+            return false;
+        };
+        if tier.rebasing || tier.ended.is_some() {
+            return false;
+        }
+        if let Some(uploaded) = &tier.uploaded {
+            return self.is_stale(uploaded);
+        }
+        let tail: u64 = published
+            .tail
+            .iter()
+            .map(|object| u64::from(object.pages))
+            .sum();
+        let base = published.base.map_or(0, |base| base.bytes);
+        let long = published.tail.len() >= TAIL_SEGMENTS_MAX
+            && tail * PAGE as u64 >= TAIL_PER_BASE * base.max(self.last_checkpoint_bytes());
+        let sequence = published.base.map_or(0, |base| base.sequence);
+        let waiting = tier.garbage.iter().any(|(needed, _)| *needed > sequence);
+        long || self.has_gap() || (waiting && self.commit.at_rest)
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Uploads a checkpoint whenever one is worth it.
+    pub(super) async fn rebase_all(self) {
+        loop {
+            let due = || self.0.state.borrow().rebase_due().then_some(());
+            self.0.tier_changed.until(due).await;
+            if let Err(error) = self.rebase().await {
+                tracing::warn!(shard = self.0.params.shard.0, %error, "no checkpoint uploaded");
+                if self.check_poison().is_err() {
+                    return;
+                }
+                self.0.driver.sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+
+    /// Uploads a checkpoint of the log as it is; it counts when the segments up to it do.
+    async fn rebase(&self) -> Result<()> {
+        {
+            let mut state = self.state();
+            let tier = state.tier.as_mut().expect("it does not go");
+            if std::mem::replace(&mut tier.rebasing, true) {
+                return Ok(());
+            }
+        }
+        let result = self.try_rebase().await;
+        let mut state = self.state();
+        let tier = state.tier.as_mut().expect("it does not go");
+        tier.rebasing = false;
+        let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
+        drop(state);
+        self.0.tier_changed.notify();
+        result
+    }
+
+    async fn try_rebase(&self) -> Result<Uploaded> {
+        self.seal_open().await?;
+        // Also when nothing has changed but that a segment was sealed: the list of those counts.
+        self.checkpoint_anyway().await?;
+        let (newest, mut held) = {
+            let state = self.0.state.borrow();
+            (state.upkeep.newest(), state.sealed())
+        };
+        let newest = newest.ok_or_else(|| Error::internal("a checkpoint has gone"))?;
+        let base = Base {
+            sequence: newest.sequence,
+            epoch: self.0.params.epoch,
+            bytes: newest.bytes,
+        };
+        let name = base_name(self.0.params.shard, base.sequence, base.epoch);
+        let body = self.read_checkpoint(newest.sequence, newest.bytes).await?;
+        // Made at an earlier try, it is the same: a sequence is used once in an opening.
+        self.client()
+            .expect("it does not go")
+            .create(name, body)
+            .await?;
+        // What the cleaner has moved meanwhile has to be in the bucket, too.
+        self.seal_open().await?;
+        let sealed = self.0.state.borrow().sealed();
+        let last = sealed.last().map(|held| held.id);
+        held.extend(sealed);
+        mark("checkpoint uploaded");
+        Ok(Uploaded {
+            base,
+            next: newest.next,
+            last,
+            _held: held,
+        })
+    }
+
+    /// Uploads a checkpoint of all there is, and waits until it counts.
+    pub(in crate::shard) async fn leave_checkpoint(&self) -> Result<()> {
+        let behind = {
+            let state = self.0.state.borrow();
+            let published = state.tier.as_ref().and_then(|tier| tier.published.as_ref());
+            published.is_some_and(|published| !published.tail.is_empty())
+        };
+        if !behind {
+            return Ok(());
+        }
+        self.rebase().await?;
+        let done = || {
+            let state = self.0.state.borrow();
+            let tier = state.tier.as_ref().expect("it does not go");
+            let ended = tier.ended.clone().map(Err);
+            ended.or_else(|| (tier.uploaded.is_none() && !tier.rebasing).then_some(Ok(())))
+        };
+        self.0.tier_changed.until(done).await
+    }
+
+    async fn read_checkpoint(&self, sequence: u64, bytes: u64) -> Result<Vec<Bytes>> {
+        let path = self.0.params.path(&checkpoint_name(sequence));
+        let read = async {
+            let file = self.0.files.open_path(&path, OpenMode::Existing).await?;
+            let (mut body, mut offset) = (Vec::new(), 0);
+            while offset < bytes {
+                let len = (bytes - offset).min(u64::from(READ_PAGES) * PAGE as u64);
+                let buf = self.0.driver.pool().take(len as usize);
+                body.push(file.read(offset, buf).await?.freeze());
+                offset += len;
+            }
+            Ok(body)
+        };
+        read.await.map_err(|error: std::io::Error| {
+            Error::with_source(ErrorKind::Internal, "a checkpoint cannot be read", error)
+        })
+    }
+
+    /// Deletes objects of this shard that nothing refers to: of uploads that were never published.
+    pub(super) async fn sweep(&self) {
+        let client = self.client().expect("it does not go");
+        let shard = self.0.params.shard;
+        let mut after = None;
+        loop {
+            let Ok(page) = client.list(segment_prefix(shard), after.take()).await else {
+                return;
+            };
+            let Some(last) = page.last().map(|listed| listed.name.clone()) else {
+                break;
+            };
+            self.note_orphans(&page);
+            after = Some(last);
+        }
+        let Ok(bases) = client.list(base_prefix(shard), None).await else {
+            return;
+        };
+        let kept = {
+            let state = self.0.state.borrow();
+            let tier = state.tier.as_ref().expect("it does not go");
+            let base = tier.published.as_ref().and_then(|state| state.base);
+            base.map(|base| base_name(shard, base.sequence, base.epoch))
+        };
+        // This opening's own may be on its way to count.
+        let own = format!("-{:016x}", self.0.params.epoch.0);
+        let orphan = |name: &String| Some(name) != kept.as_ref() && !name.ends_with(&own);
+        let names = bases.into_iter().map(|listed| listed.name).filter(orphan);
+        self.delete_objects(names.collect());
+    }
+
+    /// Notes which listed objects nothing here needs. The published checkpoint may refer to them
+    /// still; the next one will not.
+    fn note_orphans(&self, page: &[Listed]) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let orphans = page.iter().map(|listed| &listed.name);
+        let orphans = orphans.filter(|name| state.is_orphan(&self.0.params, name));
+        let orphans: Vec<String> = orphans.cloned().collect();
+        let sequence = state.upkeep.next_sequence();
+        let tier = state.tier.as_mut().expect("it does not go");
+        for name in orphans {
+            mark("orphan in the remote");
+            tier.note_freed(name, sequence);
+        }
+        self.0.tier_changed.notify();
+    }
+}
