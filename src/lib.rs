@@ -15,7 +15,6 @@ mod map;
 mod marks;
 mod mutation;
 mod payload_id;
-#[allow(dead_code, reason = "the uploader that uses it is on its way")]
 mod remote;
 mod residency;
 mod shard;
@@ -26,7 +25,6 @@ mod store;
 mod superblock;
 mod sync;
 mod types;
-#[allow(dead_code, reason = "the shards that use it are on their way")]
 mod upload;
 mod world;
 

@@ -120,8 +120,6 @@ impl<D: Driver> Shard<D> {
 
     /// Moves what is live in the segments that are most worth it.
     pub(super) async fn clean(&self) -> Result<()> {
-        // No checkpoint is begun while places are exchanged: what it takes to be dead would not be.
-        let _turn = self.checkpoint_turn().await;
         let progress = {
             let mut state = self.state();
             let lost = state.map.live.lost();
@@ -147,7 +145,11 @@ impl<D: Driver> Shard<D> {
         self.0.room.notify();
         // What was moved is used even if not everything could be; extents may refer to a copy that
         // is not durable, since no checkpoint is begun before it is.
-        let settled = self.settle(&victims).await;
+        // No checkpoint is begun while places are exchanged: what it takes to be dead would not be.
+        let settled = {
+            let _turn = self.checkpoint_turn().await;
+            self.settle(&victims).await
+        };
         let lost = self.0.state.borrow().map.live.lost();
         self.state().upkeep.lost_then = lost;
         match moved {

@@ -17,20 +17,17 @@
 
 mod rebase;
 
-use super::{Params, Shard, State, within};
+use super::{Shard, State, within};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Driver, DriverFile, OpenMode};
+use crate::io::Driver;
 use crate::log::objects;
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
-use crate::remote::{Created, Listed};
+use crate::remote::Created;
 use crate::residency::{Held, Segments};
 use crate::stats::Stats;
-use crate::types::{Lsn, Nanos, PAGE, SegmentId};
-use crate::upload::manifest::{
-    Base, Object, ShardState, base_name, base_prefix, parse_segment_name, segment_name,
-    segment_prefix,
-};
+use crate::types::{Lsn, Nanos, SegmentId};
+use crate::upload::manifest::{Base, Object, ShardState, base_name, segment_name};
 use crate::upload::{Client, Needs};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};

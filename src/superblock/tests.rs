@@ -5,13 +5,13 @@ use crate::log::{cuts_and_flips, hex};
 
 /// The superblock, without the zeros behind it.
 const GOLDEN: &str = "\
-    52494e4753544f52010000004dcefe39303132333435363738396162636465660700000000000000\
-    00000001000000000300000000000000";
+    52494e4753544f52010000008d03d0d3303132333435363738396162636465660700000000000000\
+    0000000100000000030000000000000066656463626139383736353433323130";
 
 fn superblock() -> Superblock {
     Superblock {
         store: *b"0123456789abcdef",
-        node: Default::default(),
+        node: *b"fedcba9876543210",
         epoch: Epoch(7),
         shards: 3,
         segment_bytes: 16 << 20,

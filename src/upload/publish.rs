@@ -15,7 +15,7 @@ use super::{BACKOFF_MIN, Runtime, Service, TRY_TIMEOUT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::checksum::StoreId;
 use crate::marks::mark;
-use crate::remote::{Created, Failure, FailureKind, Remote};
+use crate::remote::{Created, Failure, FailureKind, Remote, creates_conditionally};
 use crate::sync::signal::Signal;
 use crate::sync::slot::Reply;
 use crate::types::{Epoch, Lsn, NodeId, ShardId};
@@ -199,6 +199,14 @@ impl<R: Runtime> Publisher<R> {
             && let Err(error) = may_follow(identity, newest)
         {
             return Ok(Err(error));
+        }
+        let probe = creates_conditionally(remote, self.writer);
+        let fences = self.service.tried(TRY_TIMEOUT, probe).await?;
+        if !fences && !identity.unfenced {
+            return Ok(Err(Error::invalid(
+                "the remote replaces objects that it should refuse to: two engines could write to \
+                 it; if there is only one, set S3Config::unfenced",
+            )));
         }
         let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
         let shards = newest.map_or_else(
