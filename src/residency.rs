@@ -134,6 +134,11 @@ impl Segments {
         self.held.len()
     }
 
+    /// Whether any of them is said to be in the remote.
+    pub(crate) fn any_uploaded(&self) -> bool {
+        self.held.values().any(|held| held.is_uploaded())
+    }
+
     /// Segments that are in a file.
     pub(crate) fn local(&self) -> usize {
         self.local

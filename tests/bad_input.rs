@@ -212,7 +212,7 @@ fn another_size_of_segments_is_not_believed() {
 }
 
 /// Bytes of a superblock that its checksum covers; the sum stands at 12.
-const SUPERBLOCK: usize = 56;
+const SUPERBLOCK: usize = 72;
 
 // S-33
 #[test]

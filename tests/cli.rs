@@ -284,7 +284,7 @@ fn wrong_usage_exits_with_2() {
         &["flush", "p", "--all"],
         &["--driver", "abacus", "ls"],
         &["--remote", "ftp://x", "ls"],
-        &["--remote", "file:///tmp/none", "ls"],
+        &["--remote", "file://none", "ls"],
         &["stats", "--watch", "often"],
         &["bench", "--iodepth", "4"],
         &["bench", "--rw", "sideways"],

@@ -351,8 +351,9 @@ fn outage_is_survived() {
         assert_eq!(store.health().await.status, HealthStatus::Degraded);
         drop(store);
 
-        let store = Store::open(config.clone()).await.unwrap();
+        let store = common::open(config.clone()).await.unwrap();
         assert_eq!(read(&store, &id("warm")).await, bytes(2, 30_000));
+        assert!(!bucket.exists(), "a bucket that is away is not made anew");
         std::fs::rename(&away, &bucket).unwrap();
         let mut tries = 0;
         while let Err(error) = store.drain_uploads().await {
@@ -392,5 +393,26 @@ fn bucket_is_not_taken_by_accident() {
         store.write_at(&id("a"), 0, bytes(3, 5000)).await.unwrap();
         store.drain_uploads().await.unwrap();
         store.close().await.unwrap();
+    });
+}
+
+/// A directory is not a bucket of a store because it is empty.
+#[test]
+fn empty_bucket_is_not_taken_for_the_one_that_was() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let bucket = dirs[1].path().join("bucket");
+    run(async {
+        let config = config_with_dir(dirs[0].path(), &bucket);
+        let store = Store::open(config.clone()).await.unwrap();
+        let data = bytes(1, 30_000);
+        store.write_at(&id("cold"), 0, data).await.unwrap();
+        store.evict(&id("cold")).await.unwrap();
+        store.close().await.unwrap();
+        std::fs::rename(&bucket, dirs[1].path().join("away")).unwrap();
+        std::fs::create_dir(&bucket).unwrap();
+        let store = Store::open(config).await.unwrap();
+        store.write_at(&id("b"), 0, bytes(2, 100)).await.unwrap();
+        let error = store.wait_remote(&id("b")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     });
 }

@@ -66,6 +66,14 @@ pub(crate) struct SegmentHead {
     pub(crate) previous_pages: u32,
 }
 
+/// Whether a page is what it should be: the first by its own sum, the others by the table's.
+pub(crate) fn is_good_page(identity: Identity, index: u32, page: &[u8], sums: &[u32]) -> bool {
+    match index {
+        0 => SegmentHead::parse(page).is_ok(),
+        _ => sums.get(index as usize) == Some(&identity.sum(index, page)),
+    }
+}
+
 impl SegmentHead {
     pub(crate) fn identity(&self) -> Identity {
         Identity::new(&self.store, self.shard, self.segment, self.epoch)

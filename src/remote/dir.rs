@@ -28,9 +28,14 @@ const TEMPORARY_PREFIX: &str = ".tmp-";
 pub(crate) struct Dir(Arc<Path>);
 
 impl Dir {
-    /// The bucket in this directory, which is made if it is missing.
-    pub(crate) async fn open(path: PathBuf) -> Result<Dir, Error> {
-        let opened = blocking(move || match make_dir(&path) {
+    /// The bucket in this directory. It is made only for a new store: to any other, a directory that
+    /// is missing is a remote that is away, and not an empty one.
+    pub(crate) async fn open(path: PathBuf, is_new: bool) -> Result<Dir, Error> {
+        let make = move |path: &Path| match is_new && !path.is_dir() {
+            true => make_dir(path),
+            false => Ok(()),
+        };
+        let opened = blocking(move || match make(&path) {
             Ok(()) => Ok(Ok(path)),
             Err(error) => {
                 let message = format!("the remote's directory cannot be made: path={path:?}");
@@ -123,6 +128,8 @@ async fn blocking<T: Send + 'static>(
 fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     match path.parent() {
+        // A name alone stands in the working directory.
+        Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
         Some(parent) => sync_dir(parent),
         None => Ok(()),
     }
@@ -247,7 +254,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("a/bucket");
         blocks_on(async {
-            let dir = Dir::open(path.clone()).await.unwrap();
+            let dir = Dir::open(path.clone(), true).await.unwrap();
             suite::run(&dir).await;
         });
         // Nothing is left of the racing creates.
@@ -259,7 +266,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("bucket");
         blocks_on(async {
-            let dir = Dir::open(path.clone()).await.unwrap();
+            let dir = Dir::open(path.clone(), true).await.unwrap();
             dir.create("a", vec![Bytes::from_static(b"1")])
                 .await
                 .unwrap();
@@ -276,7 +283,7 @@ mod tests {
         std::fs::write(path.path().join("README.md"), "a person's").unwrap();
         std::fs::create_dir(path.path().join("lost-found")).unwrap();
         blocks_on(async {
-            let dir = Dir::open(path.path().to_owned()).await.unwrap();
+            let dir = Dir::open(path.path().to_owned(), true).await.unwrap();
             assert_eq!(dir.list("", None, 10).await.unwrap(), Vec::new());
         });
     }
@@ -286,7 +293,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("bucket");
         blocks_on(async {
-            let dir = Dir::open(path.clone()).await.unwrap();
+            let dir = Dir::open(path.clone(), true).await.unwrap();
             std::fs::remove_dir(&path).unwrap();
             let refused = |failure: Failure| assert_eq!(failure.kind, FailureKind::Refused);
             refused(dir.get("a", 0, 1).await.unwrap_err());
@@ -302,7 +309,7 @@ mod tests {
     fn names_do_not_lead_out() {
         let path = tempfile::tempdir().unwrap();
         blocks_on(async {
-            let dir = Dir::open(path.path().to_owned()).await.unwrap();
+            let dir = Dir::open(path.path().to_owned(), true).await.unwrap();
             for name in ["../a", "/etc/passwd", "", ".tmp-1", "A"] {
                 let failure = dir.create(name, Vec::new()).await.unwrap_err();
                 assert_eq!(failure.kind, FailureKind::Refused, "{name}");
@@ -316,7 +323,7 @@ mod tests {
     fn says_why_it_cannot_be_opened() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_owned();
-        let opened = blocks_on(Dir::open(path));
+        let opened = blocks_on(Dir::open(path, true));
         assert_eq!(opened.err().unwrap().kind(), ErrorKind::InvalidInput);
     }
 }

@@ -145,11 +145,12 @@ pub(crate) async fn creates_conditionally(
     Ok(is_refused)
 }
 
-/// The bucket that a configuration names. Nobody is asked yet whether it is there.
-pub(crate) async fn connect(config: &RemoteConfig) -> Result<Rc<dyn Remote>, Error> {
+/// The bucket that a configuration names, for a new store or for one that may have it already.
+/// Nobody is asked yet whether it is there.
+pub(crate) async fn connect(config: &RemoteConfig, is_new: bool) -> Result<Rc<dyn Remote>, Error> {
     match config {
         RemoteConfig::Memory(name) => Ok(Rc::new(memory::Memory::named(name))),
-        RemoteConfig::Dir(path) => Ok(Rc::new(dir::Dir::open(path.clone()).await?)),
+        RemoteConfig::Dir(path) => Ok(Rc::new(dir::Dir::open(path.clone(), is_new).await?)),
         #[cfg(feature = "s3")]
         RemoteConfig::S3(config) => Ok(Rc::new(s3::S3::open(config).await?)),
         #[cfg(not(feature = "s3"))]

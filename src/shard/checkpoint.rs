@@ -47,6 +47,9 @@ pub(super) struct Upkeep {
     pub(super) lost_then: u64,
     /// The cleaner is moving what it has chosen.
     pub(super) moving: bool,
+    /// From this segment on there are copies that extents will refer to when the cleaner's move is
+    /// over.
+    pub(super) moved_to: Option<SegmentId>,
     /// A checkpoint is being written. One at a time: they share the name of the unfinished file.
     checkpointing: bool,
     /// Segments with bytes that cannot be read, and so not moved.
@@ -141,6 +144,13 @@ impl Upkeep {
 }
 
 impl State {
+    /// Segments that nothing refers to, nor will, and that nobody reads.
+    fn dead(&self) -> Vec<SegmentId> {
+        let awaited = |id| self.upkeep.moved_to.is_some_and(|first| id >= first);
+        self.segments
+            .dead(|id| self.map.live.bytes(id) == 0 && !awaited(id))
+    }
+
     pub(super) fn last_checkpoint_bytes(&self) -> u64 {
         self.upkeep.kept.back().map_or(0, |kept| kept.bytes)
     }
@@ -162,7 +172,7 @@ impl State {
     /// Whether files wait for nothing but checkpoints, and giving them back is worth those: because
     /// they are wanted, because there is nothing else to do, or because they are many.
     fn freeing_due(&self) -> bool {
-        let dead = self.segments.dead(|id| self.map.live.bytes(id) == 0).len() as u64;
+        let dead = self.dead().len() as u64;
         let gain = dead * self.log.segment_bytes();
         let cheap = 2 * LOG_PER_CHECKPOINT * self.last_checkpoint_bytes();
         gain > 0 && (self.space.wants_file() || self.commit.at_rest || gain >= cheap)
@@ -242,7 +252,7 @@ impl<D: Driver> Shard<D> {
         let unchanged = {
             let mut state = self.state();
             let state = &mut *state;
-            let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
+            let dead = state.dead();
             let unchanged = !state.changed_since_checkpoint();
             if unchanged && dead.is_empty() && !anyway {
                 return Ok(());
@@ -340,7 +350,7 @@ impl<D: Driver> Shard<D> {
             next_generation: self.next_generation().0,
         }];
         head.extend(sealed.map(item));
-        let dead = state.segments.dead(|id| state.map.live.bytes(id) == 0);
+        let dead = state.dead();
         if planted("free_before_checkpoint") {
             state.segments.checkpointed(&dead);
             state.segments.checkpointed(&dead);

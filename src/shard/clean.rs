@@ -139,7 +139,11 @@ impl<D: Driver> Shard<D> {
         }
         ranges.retain(|(at, _)| victims.contains(&at.segment()));
         mark("cleaning");
-        self.state().upkeep.moving = true;
+        {
+            let mut state = self.state();
+            state.upkeep.moving = true;
+            state.upkeep.moved_to = Some(state.log.end().segment);
+        }
         let moved = self.move_ranges(&ranges).await;
         self.state().upkeep.moving = false;
         self.0.room.notify();
@@ -150,6 +154,7 @@ impl<D: Driver> Shard<D> {
             let _turn = self.checkpoint_turn().await;
             self.settle(&victims).await
         };
+        self.state().upkeep.moved_to = None;
         let lost = self.0.state.borrow().map.live.lost();
         self.state().upkeep.lost_then = lost;
         match moved {

@@ -14,6 +14,7 @@ use super::{Shard, pages_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability};
 use crate::log::objects;
+use crate::log::segment::is_good_page;
 use crate::marks::{mark, planted};
 use crate::residency::Held;
 use crate::sync::signal::Signal;
@@ -149,13 +150,7 @@ impl<D: Driver> Shard<D> {
     /// Gets pages and checks them. What is wrong may have become so on its way, and is asked for
     /// again.
     async fn fetch_checked(&self, held: &Rc<Held>, first: u32, count: u32) -> Result<Bytes> {
-        let mut tries = 1;
-        loop {
-            match self.fetch_once(held, first, count).await {
-                Err(error) if error.kind() == ErrorKind::Corrupt && tries < TRIES => tries += 1,
-                result => return result,
-            }
-        }
+        again(async || self.fetch_once(held, first, count).await).await
     }
 
     async fn fetch_once(&self, held: &Rc<Held>, first: u32, count: u32) -> Result<Bytes> {
@@ -166,8 +161,7 @@ impl<D: Driver> Shard<D> {
             .await?;
         mark("fetched from the remote");
         for (page, index) in bytes.chunks_exact(PAGE).zip(first..) {
-            let sum = sums.get(index as usize).copied();
-            let good = index == 0 || sum == Some(held.identity.sum(index, page));
+            let good = is_good_page(held.identity, index, page, &sums);
             if !good && !planted("skip_remote_checksum") {
                 return Err(missing(held, "fails its checksum in the remote"));
             }
@@ -245,6 +239,17 @@ impl<D: Driver> Shard<D> {
         mark("bad bytes mended from the remote");
         self.state().stats.bytes_repaired += u64::from(part.len);
         Ok(())
+    }
+}
+
+/// Tries again what may have gone bad on its way.
+pub(super) async fn again<T>(what: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let mut tries = 1;
+    loop {
+        match what().await {
+            Err(error) if error.kind() == ErrorKind::Corrupt && tries < TRIES => tries += 1,
+            result => return result,
+        }
     }
 }
 

@@ -83,15 +83,15 @@ impl Retention {
 impl State {
     /// Whether a segment's file may go, policies aside.
     fn is_evictable(&self, held: &Rc<Held>) -> bool {
-        let Some(tier) = &self.tier else {
-            return false;
-        };
-        let there = held.is_uploaded() && held.lsns.get().1 <= tier.published_next();
-        held.file().is_some()
-            && held.is_sealed()
-            && (there || planted("evict_before_upload"))
-            && self.is_covered(held)
-            && Rc::strong_count(held) == 1
+        self.counts_in_remote(held) && self.is_covered(held) && Rc::strong_count(held) == 1
+    }
+
+    /// Whether a segment has a file here, and counts in the bucket, too.
+    fn counts_in_remote(&self, held: &Held) -> bool {
+        let published = self.tier.as_ref().map(|tier| tier.published_next());
+        let there = |next| held.is_uploaded() && held.lsns.get().1 <= next;
+        let there = published.is_some_and(|next| there(next) || planted("evict_before_upload"));
+        held.file().is_some() && held.is_sealed() && there
     }
 
     /// Whether all checkpoints list a segment, and say that the remote has it.
@@ -103,13 +103,8 @@ impl State {
 
     /// Whether checkpoints would make more segments evictable.
     fn waits_for_checkpoint(&self) -> bool {
-        let Some(tier) = &self.tier else {
-            return false;
-        };
-        self.segments.iter().any(|held| {
-            let there = held.is_uploaded() && held.lsns.get().1 <= tier.published_next();
-            held.file().is_some() && held.is_sealed() && there && !self.is_covered(held)
-        })
+        let waits = |held: &Rc<Held>| self.counts_in_remote(held) && !self.is_covered(held);
+        self.segments.iter().any(waits)
     }
 
     fn progress(&self) -> Progress {

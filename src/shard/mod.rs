@@ -49,7 +49,7 @@ use crate::stats::{Latencies, Op, Stats};
 use crate::sync::mailbox::{Receiver, Sender};
 use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
-use crate::upload::Client;
+use crate::upload::{Client, within};
 use files::Files;
 use request::{Request, Work};
 use std::cell::{Cell, RefCell};
@@ -94,7 +94,7 @@ pub(crate) struct Params {
 impl Params {
     /// The shard's directory, beneath the store's.
     pub(crate) fn dir(&self) -> String {
-        format!("shard-{:04}", self.shard.0)
+        dir_name(self.shard)
     }
 
     fn path(&self, name: &str) -> String {
@@ -583,22 +583,9 @@ impl<D: Driver> Drop for Changing<D> {
     }
 }
 
-/// Resolves to `None` if `span` passes first.
-async fn within<D: Driver, T>(
-    driver: &D,
-    span: Duration,
-    future: impl Future<Output = T>,
-) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut timer = std::pin::pin!(driver.sleep(span));
-    std::future::poll_fn(|context| {
-        use std::task::Poll;
-        if let Poll::Ready(value) = future.as_mut().poll(context) {
-            return Poll::Ready(Some(value));
-        }
-        timer.as_mut().poll(context).map(|()| None)
-    })
-    .await
+/// Name of a shard's directory, beneath the store's.
+fn dir_name(shard: ShardId) -> String {
+    format!("shard-{:04}", shard.0)
 }
 
 /// Pages that a range of bytes touches: the first, and how many.

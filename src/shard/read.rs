@@ -9,7 +9,7 @@ use super::request::{Layer, LayerPart, zeros};
 use super::{Shard, State, pages_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile};
-use crate::log::segment::{BatchHead, Footer, SegmentHead};
+use crate::log::segment::{BatchHead, Footer, is_good_page};
 use crate::map::{Found, Map, Piece};
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
@@ -261,11 +261,7 @@ impl<D: Driver> Shard<D> {
     ) -> Result<Bytes> {
         let buf = self.read_pages(held, first, count).await?;
         for (page, index) in buf.chunks_exact(PAGE).zip(first..) {
-            let good = match index {
-                0 => SegmentHead::parse(page).is_ok(),
-                _ => sums.get(index as usize) == Some(&held.identity.sum(index, page)),
-            };
-            if !good {
+            if !is_good_page(held.identity, index, page, sums) {
                 self.state().stats.checksum_failures += 1;
                 return Err(part_error("failed their checksum in", held));
             }

@@ -10,6 +10,8 @@
 //! 2. Nothing that came from the remote is written before it was checked.
 
 use super::checkpoint::checkpoint_name;
+use super::cold::again;
+use super::dir_name;
 use super::files::segment_name;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
@@ -17,7 +19,7 @@ use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checkpoint::{CHUNK_BYTES_MAX, Encoder, Item, decode_chunk, identity};
 use crate::log::checksum::Identity;
 use crate::log::objects;
-use crate::log::segment::SegmentHead;
+use crate::log::segment::is_good_page;
 use crate::marks::mark;
 use crate::superblock::{self, RESTORE, Superblock, random_id};
 use crate::types::{PAGE, ShardId};
@@ -28,9 +30,6 @@ use crate::upload::manifest::{
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, TryStreamExt};
 use std::io;
-
-/// Times that bytes which fail their checksum are asked for.
-const TRIES: u32 = 3;
 
 /// Bytes that are fetched at once.
 const GET_BYTES: u64 = 4 << 20;
@@ -129,11 +128,11 @@ struct Restore<'a, D: Driver> {
 
 impl<D: Driver> Restore<'_, D> {
     fn path(&self, name: &str) -> String {
-        format!("shard-{:04}/{name}", self.shard.0)
+        format!("{}/{name}", dir_name(self.shard))
     }
 
     async fn shard(&self, state: &ShardState) -> Result<()> {
-        let dir = format!("shard-{:04}", self.shard.0);
+        let dir = dir_name(self.shard);
         self.driver.create_dir(&dir).await.map_err(failed)?;
         if let Some(base) = &state.base {
             let chunks = again(async || self.checkpoint(base).await).await?;
@@ -202,12 +201,8 @@ impl<D: Driver> Restore<'_, D> {
         let table = data.split_to(objects::page_offset(pages, 0) as usize);
         let sums = objects::parse_table(identity, pages, &table)
             .ok_or_else(|| bad(&name, "its table fails its checksum"))?;
-        for ((page, sum), index) in data.chunks_exact(PAGE).zip(sums).zip(0..) {
-            let good = match index {
-                0 => SegmentHead::parse(page).is_ok(),
-                _ => identity.sum(index, page) == sum,
-            };
-            if !good {
+        for (page, index) in data.chunks_exact(PAGE).zip(0..) {
+            if !is_good_page(identity, index, page, &sums) {
                 return Err(bad(&name, "it fails its checksum"));
             }
         }
@@ -244,17 +239,6 @@ impl<D: Driver> Restore<'_, D> {
             whole.extend_from_slice(&piece);
         }
         Ok(whole.into())
-    }
-}
-
-/// Tries again what may have gone bad on its way.
-async fn again<T>(what: impl AsyncFn() -> Result<T>) -> Result<T> {
-    let mut tries = 1;
-    loop {
-        match what().await {
-            Err(error) if error.kind() == ErrorKind::Corrupt && tries < TRIES => tries += 1,
-            result => return result,
-        }
     }
 }
 

@@ -14,7 +14,7 @@
 //! 4. As many free files are kept in reserve as there are segments left to others, so that a full
 //!    file system keeps nobody from emptying the store.
 
-use super::{Shard, State, within};
+use super::{Shard, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability};
 use crate::log::writer::Fit;
@@ -22,6 +22,7 @@ use crate::marks::mark;
 use crate::mutation::Mutation;
 use crate::residency::Held;
 use crate::types::{Location, Lsn, Nanos, PAGE, SegmentId};
+use crate::upload::within;
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;

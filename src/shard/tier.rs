@@ -17,7 +17,7 @@
 
 mod rebase;
 
-use super::{Shard, State, within};
+use super::{Shard, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::log::objects;
@@ -28,7 +28,7 @@ use crate::residency::{Held, Segments};
 use crate::stats::Stats;
 use crate::types::{Lsn, Nanos, SegmentId};
 use crate::upload::manifest::{Base, Object, ShardState, base_name, segment_name};
-use crate::upload::{Client, Needs};
+use crate::upload::{Client, Needs, within};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -112,8 +112,6 @@ pub(super) struct Tier {
     counted: u64,
     /// Why nothing more will be uploaded.
     ended: Option<Error>,
-    /// Somebody waits for this batch to count.
-    wanted: Lsn,
     uploading: BTreeSet<SegmentId>,
     /// What could not be uploaded, and why.
     stuck: BTreeMap<SegmentId, Error>,
@@ -137,7 +135,6 @@ impl Tier {
             submissions: 0,
             counted: 0,
             ended: None,
-            wanted: Lsn(0),
             uploading: BTreeSet::new(),
             stuck: BTreeMap::new(),
             uploaded: None,
@@ -277,7 +274,9 @@ impl<D: Driver> Shard<D> {
             let state = &mut *state;
             let recorded_from = state.upkeep.next_sequence() + 1;
             let tier = state.tier.as_mut().expect("it does not go");
-            let ahead = claimed.as_ref().is_ok_and(|there| there.next > recovered);
+            let ahead = claimed
+                .as_ref()
+                .is_ok_and(|there| there.state.next > recovered);
             match claimed {
                 Ok(_) if ahead => {
                     tier.ended = Some(Error::new(
@@ -286,7 +285,16 @@ impl<D: Driver> Shard<D> {
                          rebuild it from the remote",
                     ));
                 }
-                Ok(published) => {
+                // Nothing is uploaded before the bucket is taken.
+                Ok(claimed) if claimed.was_empty && state.segments.any_uploaded() => {
+                    tier.ended = Some(Error::new(
+                        ErrorKind::InvalidInput,
+                        "the remote holds nothing of this store, which has bytes in its remote: give \
+                         the one that it had",
+                    ));
+                }
+                Ok(claimed) => {
+                    let published = claimed.state;
                     for object in &published.tail {
                         if let Some(held) = state.segments.find(object.segment)
                             && held.epoch == object.epoch
@@ -547,13 +555,12 @@ impl<D: Driver> Shard<D> {
     /// Waits until the log counts in the bucket up to `lsn`. Fails when the bucket is away.
     pub(super) async fn published(&self, lsn: Lsn) -> Result<()> {
         let open = {
-            let mut state = self.state();
+            let state = self.0.state.borrow();
+            if state.tier.is_none() {
+                return Ok(());
+            }
             let open = state.log.open_segment();
             let first = open.and_then(|id| Some(state.segments.find(id)?.lsns.get().0));
-            let Some(tier) = &mut state.tier else {
-                return Ok(());
-            };
-            tier.wanted = tier.wanted.max(lsn);
             first.is_some_and(|first| lsn >= first)
         };
         if open {

@@ -24,7 +24,7 @@ use crate::sync::Mutex;
 use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::signal::Signal;
 use crate::sync::slot::{Reply, slot};
-use crate::types::{Lsn, Nanos, NodeId, ShardId};
+use crate::types::{Epoch, Lsn, Nanos, NodeId, ShardId};
 use bytes::Bytes;
 use manifest::{Manifest, ShardState};
 use publish::{Publisher, Update};
@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-pub(crate) use publish::{Identity, Needs};
+pub(crate) use publish::{Claimed, Identity, Needs};
 
 /// Requests that wait for the uploader at most; shards wait beyond that.
 const REQUESTS_MAX: usize = 1024;
@@ -151,7 +151,7 @@ enum Request {
     Claimed {
         shard: ShardId,
         recovered: Lsn,
-        reply: Reply<Result<ShardState>>,
+        reply: Reply<Result<Claimed>>,
     },
     Create {
         name: String,
@@ -229,7 +229,7 @@ impl Client {
 
     /// What the bucket has of a shard, when this opening has taken the bucket. The shard has
     /// recovered everything up to a batch.
-    pub(crate) async fn claimed(&self, shard: ShardId, recovered: Lsn) -> Result<ShardState> {
+    pub(crate) async fn claimed(&self, shard: ShardId, recovered: Lsn) -> Result<Claimed> {
         self.ask(|reply| Request::Claimed {
             shard,
             recovered,
@@ -322,6 +322,12 @@ impl<R> Clone for Service<R> {
 }
 
 impl Uploader {
+    /// Whether the store is opened for the first time.
+    fn is_of_new_store(&self) -> bool {
+        let identity = self.identity.as_ref();
+        identity.is_some_and(|identity| identity.epoch == Epoch(1))
+    }
+
     /// Serves the shards until the last of them is gone.
     pub(crate) async fn run<R: Runtime>(mut self, runtime: R, remote: Rc<dyn Remote>) {
         let service = Service(Rc::new(Inner {
@@ -552,7 +558,7 @@ impl<R: Runtime> Service<R> {
 }
 
 /// Resolves to `None` if `span` passes first.
-async fn within<R: Runtime, T>(
+pub(crate) async fn within<R: Runtime, T>(
     runtime: &R,
     span: Duration,
     future: impl Future<Output = T>,

@@ -45,6 +45,13 @@ pub(crate) struct Identity {
     pub(crate) unfenced: bool,
 }
 
+/// What the bucket had of a shard when it was taken.
+pub(crate) struct Claimed {
+    pub(crate) state: ShardState,
+    /// There was no store in the bucket.
+    pub(crate) was_empty: bool,
+}
+
 /// From a batch of the asking shard on, everything of another shard before a batch is needed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Needs {
@@ -62,7 +69,7 @@ pub(super) struct Update {
 }
 
 /// A shard that waits for the bucket to be taken.
-type Registration = (ShardId, Reply<Result<ShardState>>);
+type Registration = (ShardId, Reply<Result<Claimed>>);
 
 #[derive(Default)]
 struct State {
@@ -111,12 +118,7 @@ impl<R: Runtime> Publisher<R> {
     }
 
     /// A shard asks for what the bucket has of it.
-    pub(super) fn register(
-        &self,
-        shard: ShardId,
-        recovered: Lsn,
-        reply: Reply<Result<ShardState>>,
-    ) {
+    pub(super) fn register(&self, shard: ShardId, recovered: Lsn, reply: Reply<Result<Claimed>>) {
         let mut state = self.state.borrow_mut();
         if let Some(all) = &mut state.recovered {
             all[usize::from(shard.0)] = Some(recovered);
@@ -140,7 +142,10 @@ impl<R: Runtime> Publisher<R> {
         }
         for (shard, reply) in std::mem::take(&mut state.registered) {
             reply.send(match (&fenced, &state.current) {
-                (None, Some(current)) => Ok(current.shards[usize::from(shard.0)].clone()),
+                (None, Some(current)) => Ok(Claimed {
+                    state: current.shards[usize::from(shard.0)].clone(),
+                    was_empty: current.claim == 1,
+                }),
                 (Some(error), _) => Err(error.clone()),
                 (None, None) => unreachable!("one of them is there"),
             });

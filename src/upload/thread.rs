@@ -37,10 +37,11 @@ pub(crate) fn start(config: RemoteConfig, uploader: Uploader) -> Result<Uploader
         .build()
         .map_err(failed)?;
     let (sender, connected) = std::sync::mpsc::channel();
+    let is_new = uploader.is_of_new_store();
     let live = move || {
         let local = LocalSet::new();
         local.block_on(&runtime, async {
-            let remote = match connect(&config).await {
+            let remote = match connect(&config, is_new).await {
                 Ok(remote) => remote,
                 Err(error) => {
                     // Whoever waits for it is there as long as this thread has not answered.

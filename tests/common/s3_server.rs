@@ -26,7 +26,8 @@ use std::ops::Bound;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 pub const BUCKET: &str = "bucket";
@@ -190,10 +191,7 @@ async fn answer(
                 Some(Fault::Cut) => body.len() / 2,
                 _ => body.len(),
             };
-            let answer = Answer {
-                left: body.len() as u64,
-                next: Some(body.slice(..sent)),
-            };
+            let answer = Answer::new(body.slice(..sent), body.len());
             Ok(Response::from_parts(head, answer))
         }
     }
@@ -208,10 +206,8 @@ fn failed(status: u16) -> Response<Answer> {
         _ => "Other",
     };
     let body = format!("<Error><Code>{code}</Code><Message>told to</Message></Error>");
-    let answer = Answer {
-        left: body.len() as u64,
-        next: Some(body.into()),
-    };
+    let len = body.len();
+    let answer = Answer::new(body.into(), len);
     Response::builder().status(status).body(answer).unwrap()
 }
 
@@ -235,6 +231,20 @@ where
 struct Answer {
     next: Option<Bytes>,
     left: u64,
+    flushed: Pin<Box<tokio::time::Sleep>>,
+}
+
+/// Time in which what was sent of an answer is surely on its way.
+const FLUSHED: Duration = Duration::from_millis(50);
+
+impl Answer {
+    fn new(sent: Bytes, len: usize) -> Answer {
+        Answer {
+            next: Some(sent),
+            left: len as u64,
+            flushed: Box::pin(tokio::time::sleep(FLUSHED)),
+        }
+    }
 }
 
 impl Body for Answer {
@@ -243,14 +253,18 @@ impl Body for Answer {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let item = match self.next.take() {
             Some(bytes) if !bytes.is_empty() => {
                 self.left -= bytes.len() as u64;
                 Some(Ok(Frame::data(bytes)))
             }
-            _ if self.left > 0 => Some(Err(io::ErrorKind::ConnectionReset.into())),
+            _ if self.left > 0 => {
+                // Only when what was sent is out: else there is no answer at all.
+                ready!(self.flushed.as_mut().poll(context));
+                Some(Err(io::ErrorKind::ConnectionReset.into()))
+            }
             _ => None,
         };
         Poll::Ready(item)
