@@ -75,6 +75,11 @@ impl State {
             .filter(|held| !held.is_sealed() || self.map.live.bytes(held.id) > 0);
         alive.count() as u64 * self.log.segment_bytes()
     }
+
+    /// The same without what the open one has room for.
+    fn taken_bytes(&self) -> u64 {
+        self.held_bytes() - self.log.pages_left() * PAGE as u64
+    }
 }
 
 impl<D: Driver> Shard<D> {
@@ -120,11 +125,11 @@ impl<D: Driver> Shard<D> {
 
     /// Moves what is live in the segments that are most worth it.
     pub(super) async fn clean(&self) -> Result<()> {
-        let progress = {
+        let (progress, taken) = {
             let mut state = self.state();
             let lost = state.map.live.lost();
             state.upkeep.lost_then = lost;
-            (state.log.end().next_lsn, lost)
+            ((state.log.end().next_lsn, lost), state.taken_bytes())
         };
         let live = self.count_live().await;
         let chosen = self.choose_victims(&live);
@@ -154,9 +159,17 @@ impl<D: Driver> Shard<D> {
             let _turn = self.checkpoint_turn().await;
             self.settle(&victims).await
         };
-        self.state().upkeep.moved_to = None;
-        let lost = self.0.state.borrow().map.live.lost();
-        self.state().upkeep.lost_then = lost;
+        {
+            let mut state = self.state();
+            let lost = state.map.live.lost();
+            state.upkeep.moved_to = None;
+            state.upkeep.lost_then = lost;
+            // Segments that are sealed early for the remote may take as many as they free.
+            if state.taken_bytes() >= taken && !self.is_urgent(&state) {
+                mark("cleaning gained nothing");
+                state.upkeep.cleaned_at = Some((state.log.end().next_lsn, lost));
+            }
+        }
         match moved {
             // The remote went away in the middle: the rest waits until something has changed.
             Err(error) if error.kind() == ErrorKind::Unavailable => {

@@ -327,6 +327,7 @@ impl<D: Driver> Shard<D> {
                 (state.commit.aging, state.commit.at_rest) = (false, true);
                 drop(state);
                 self.0.upkeep_due.notify();
+                self.0.tier_changed.notify();
                 return;
             }
             if state.tail.durable() >= old {

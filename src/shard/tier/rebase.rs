@@ -19,13 +19,18 @@ use std::rc::Rc;
 impl State {
     /// Whether segments are gone that would have to come next, so that only a checkpoint helps.
     fn has_gap(&self) -> bool {
-        let Some(published) = self.tier.as_ref().and_then(|tier| tier.published.as_ref()) else {
+        let Some(tier) = &self.tier else { return false };
+        // What was handed over may wait for what comes behind the gap.
+        let Some(before) = tier.submitted.as_ref().or(tier.published.as_ref()) else {
             return false;
         };
-        let behind = |held: &&Rc<Held>| !held.is_sealed() || held.lsns.get().1 > published.next;
-        let next = self.segments.iter().find(behind);
-        let first = next.map_or(self.log.end().next_lsn, |held| held.lsns.get().0);
-        first > published.next
+        let (state, end) = self.extended(before.clone());
+        let first = |id| self.segments.find(id).map(|held| held.lsns.get().0);
+        let behind = match end {
+            End::Log => Some(self.log.end().next_lsn),
+            End::Waits(id) | End::Gap(id) => first(id),
+        };
+        behind.is_some_and(|behind| behind > state.next)
     }
 
     /// Whether segments behind an uploaded checkpoint are gone that would have to count with it.
