@@ -29,6 +29,8 @@ pub(super) struct Entry {
     /// Which unanswered operations it includes.
     mask: u32,
     born: u64,
+    /// When it was so the last time: doubles are kept once.
+    born_again: u64,
     /// Since when it is known not to be the current one; `u64::MAX` while it may be.
     died: u64,
 }
@@ -141,6 +143,7 @@ impl Histories {
                 state: Rc::new(None),
                 mask: 0,
                 born: 0,
+                born_again: 0,
                 died: u64::MAX,
             }],
             ..History::default()
@@ -253,6 +256,7 @@ impl Histories {
                         state,
                         mask,
                         born: now,
+                        born_again: now,
                         died: u64::MAX,
                     });
                     grew = true;
@@ -440,7 +444,7 @@ impl Histories {
             .map(|entry| entry.died > reach && fits(&entry.state))
             .collect();
         let those = history.entries.iter().zip(&found).filter(|it| *it.1);
-        let Some(last) = those.clone().map(|it| it.0.born).max() else {
+        let Some(last) = those.clone().map(|it| it.0.born_again).max() else {
             return false;
         };
         let died = those.map(|it| it.0.died).max().unwrap_or(u64::MAX);
@@ -472,6 +476,7 @@ impl Histories {
                 state: Rc::new(state),
                 mask: 0,
                 born: now,
+                born_again: now,
                 died: u64::MAX,
             }],
             floor: now,
@@ -506,7 +511,10 @@ impl Histories {
                     && *other.state == *entry.state
             });
             match double {
-                Some(other) => other.born = other.born.min(entry.born),
+                Some(other) => {
+                    other.born = other.born.min(entry.born);
+                    other.born_again = other.born_again.max(entry.born_again);
+                }
                 None => kept.push(entry),
             }
         }
