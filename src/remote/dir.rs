@@ -28,8 +28,8 @@ const TEMPORARY_PREFIX: &str = ".tmp-";
 pub(crate) struct Dir(Arc<Path>);
 
 impl Dir {
-    /// The bucket in this directory. It is made only for a new store: to any other, a directory that
-    /// is missing is a remote that is away, and not an empty one.
+    /// The bucket in this directory. It is made only for a new store: to any other, a directory
+    /// that is missing is a remote that is away, and not an empty one.
     pub(crate) async fn open(path: PathBuf, is_new: bool) -> Result<Dir, Error> {
         let make = move |path: &Path| match is_new && !path.is_dir() {
             true => make_dir(path),

@@ -35,7 +35,7 @@ const CHECKPOINTS_KEPT: usize = 2;
 #[derive(Default)]
 pub(super) struct Upkeep {
     /// The newest checkpoints, oldest first.
-    kept: VecDeque<Kept>,
+    pub(super) kept: VecDeque<Kept>,
     next_sequence: u64,
     /// Bytes written to the log when the last checkpoint was begun.
     logged_then: u64,
@@ -161,7 +161,9 @@ impl State {
             .stats
             .device_written_bytes
             .saturating_sub(self.upkeep.logged_then);
-        logged >= LOG_BYTES_MIN.max(self.last_checkpoint_bytes() * LOG_PER_CHECKPOINT)
+        let enough = LOG_BYTES_MIN.max(self.last_checkpoint_bytes() * LOG_PER_CHECKPOINT);
+        // What was written may be of batches that the last one has, and after it.
+        logged >= enough && self.changed_since_checkpoint()
     }
 
     /// Whether the map has changed since the last checkpoint was begun.
@@ -304,26 +306,6 @@ impl<D: Driver> Shard<D> {
                 poison.or_else(|| state.may_close().then_some(Ok(())))
             })
             .await
-    }
-
-    /// Gives a full file system room for a checkpoint: the older one of two goes, which is for the
-    /// case that the newer is damaged, or else a free file. False if there is neither.
-    async fn make_room_for_checkpoint(&self) -> bool {
-        let (checkpoint, file): (Option<Kept>, _) = {
-            let mut state = self.state();
-            match state.upkeep.kept.len() > 1 {
-                true => (state.upkeep.kept.pop_front(), None),
-                false => (None, state.segments.take_free()),
-            }
-        };
-        if let Some(Kept { sequence, .. }) = checkpoint {
-            mark("older checkpoint given up for a checkpoint");
-            let path = self.0.params.path(&checkpoint_name(sequence));
-            return self.0.driver.unlink(&path).await.is_ok();
-        }
-        let Some(file) = file else { return false };
-        mark("reserve given up for a checkpoint");
-        self.remove(file).await
     }
 
     /// The state that the checkpoint will hold, taken in one step.

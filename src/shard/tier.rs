@@ -15,6 +15,7 @@
 //!
 //! Deliberately not here: how the bucket is spoken to (`upload`), and reading from it (`cold`).
 
+mod claim;
 mod rebase;
 
 use super::{Shard, State};
@@ -122,6 +123,8 @@ pub(super) struct Tier {
     garbage: Vec<(u64, String)>,
     /// Another checkpoint is being uploaded.
     rebasing: bool,
+    /// Since when none can be, and why.
+    no_rebase: Option<(Nanos, Error)>,
     /// The operator lets eviction happen.
     pub(super) eviction_enabled: bool,
 }
@@ -141,6 +144,7 @@ impl Tier {
             needs: Vec::new(),
             garbage: Vec::new(),
             rebasing: false,
+            no_rebase: None,
             eviction_enabled: true,
         }
     }
@@ -263,70 +267,6 @@ impl<D: Driver> Shard<D> {
     fn client(&self) -> Option<Client> {
         let state = self.0.state.borrow();
         state.tier.as_ref().map(|tier| tier.client.clone())
-    }
-
-    async fn keep_remote_up(&self) {
-        let Some(client) = self.client() else { return };
-        let recovered = self.0.state.borrow().log.end().next_lsn;
-        let claimed = client.claimed(self.0.params.shard, recovered).await;
-        {
-            let mut state = self.state();
-            let state = &mut *state;
-            let recorded_from = state.upkeep.next_sequence() + 1;
-            let tier = state.tier.as_mut().expect("it does not go");
-            let ahead = claimed
-                .as_ref()
-                .is_ok_and(|there| there.state.next > recovered);
-            match claimed {
-                Ok(_) if ahead => {
-                    tier.ended = Some(Error::new(
-                        ErrorKind::Poisoned,
-                        "the remote is ahead of this directory, which seems to be an old copy: \
-                         rebuild it from the remote",
-                    ));
-                }
-                // Nothing is uploaded before the bucket is taken.
-                Ok(claimed) if claimed.was_empty && state.segments.any_uploaded() => {
-                    tier.ended = Some(Error::new(
-                        ErrorKind::InvalidInput,
-                        "the remote holds nothing of this store, which has bytes in its remote: give \
-                         the one that it had",
-                    ));
-                }
-                Ok(claimed) => {
-                    let published = claimed.state;
-                    for object in &published.tail {
-                        if let Some(held) = state.segments.find(object.segment)
-                            && held.epoch == object.epoch
-                        {
-                            held.set_uploaded(recorded_from);
-                        }
-                    }
-                    tier.published = Some(published);
-                }
-                Err(error) => tier.ended = Some(error),
-            }
-        }
-        self.0.tier_changed.notify();
-        self.0.upkeep_due.notify();
-        if self
-            .0
-            .state
-            .borrow()
-            .tier
-            .as_ref()
-            .is_some_and(|tier| tier.ended.is_some())
-        {
-            return;
-        }
-        let loops: [std::pin::Pin<Box<dyn Future<Output = ()>>>; 3] = [
-            Box::pin(self.clone().upload_all()),
-            Box::pin(self.clone().publish_all()),
-            Box::pin(self.clone().rebase_all()),
-        ];
-        loops.into_iter().for_each(|task| self.0.driver.spawn(task));
-        let shard = self.clone();
-        self.0.driver.spawn(async move { shard.sweep().await });
     }
 
     /// Uploads sealed segments, oldest first, several at once.
@@ -552,7 +492,8 @@ impl<D: Driver> Shard<D> {
         self.published(self.last_lsn()).await
     }
 
-    /// Waits until the log counts in the bucket up to `lsn`. Fails when the bucket is away.
+    /// Waits until the log counts in the bucket up to `lsn`. Fails when the bucket is away, or when a
+    /// checkpoint that is needed for that cannot be had for long.
     pub(super) async fn published(&self, lsn: Lsn) -> Result<()> {
         let open = {
             let state = self.0.state.borrow();
@@ -580,6 +521,13 @@ impl<D: Driver> Shard<D> {
             if let Some(why) = trouble {
                 let message = format!("not everything is in the remote yet: {why}");
                 return Err(Error::new(ErrorKind::Unavailable, message));
+            }
+            let no_rebase = state.tier.as_ref().and_then(|tier| tier.no_rebase.as_ref());
+            let stall_timeout = self.0.params.config.stall_timeout;
+            if let Some((since, error)) = no_rebase
+                && self.now().since(*since) >= stall_timeout
+            {
+                return Err(error.clone());
             }
         }
     }

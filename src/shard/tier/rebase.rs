@@ -114,7 +114,17 @@ impl<D: Driver> Shard<D> {
         let mut state = self.state();
         let tier = state.tier.as_mut().expect("it does not go");
         tier.rebasing = false;
-        let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
+        let result = match result {
+            Ok(uploaded) => {
+                (tier.uploaded, tier.no_rebase) = (Some(uploaded), None);
+                Ok(())
+            }
+            Err(error) => {
+                let now = self.now();
+                tier.no_rebase.get_or_insert((now, error.clone()));
+                Err(error)
+            }
+        };
         drop(state);
         self.0.tier_changed.notify();
         result
