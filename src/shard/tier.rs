@@ -123,8 +123,6 @@ pub(super) struct Tier {
     garbage: Vec<(u64, String)>,
     /// Another checkpoint is being uploaded.
     rebasing: bool,
-    /// Since when none can be, and why.
-    no_rebase: Option<(Nanos, Error)>,
     /// The operator lets eviction happen.
     pub(super) eviction_enabled: bool,
 }
@@ -144,7 +142,6 @@ impl Tier {
             needs: Vec::new(),
             garbage: Vec::new(),
             rebasing: false,
-            no_rebase: None,
             eviction_enabled: true,
         }
     }
@@ -522,12 +519,13 @@ impl<D: Driver> Shard<D> {
                 let message = format!("not everything is in the remote yet: {why}");
                 return Err(Error::new(ErrorKind::Unavailable, message));
             }
-            let no_rebase = state.tier.as_ref().and_then(|tier| tier.no_rebase.as_ref());
+            let client = state.tier.as_ref().map(|tier| &tier.client);
+            let obstacle = client.and_then(Client::obstacle);
             let stall_timeout = self.0.params.config.stall_timeout;
-            if let Some((since, error)) = no_rebase
-                && self.now().since(*since) >= stall_timeout
+            if let Some((since, error)) = obstacle
+                && self.now().since(since) >= stall_timeout
             {
-                return Err(error.clone());
+                return Err(error);
             }
         }
     }

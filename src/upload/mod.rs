@@ -29,7 +29,7 @@ use bytes::Bytes;
 use manifest::{Manifest, ShardState};
 use publish::{Publisher, Update};
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -186,7 +186,11 @@ enum Request {
 pub(crate) struct Client {
     requests: Sender<Request>,
     health: Arc<Health>,
+    obstacles: Arc<Mutex<BTreeMap<ShardId, Obstacle>>>,
 }
+
+/// Since when a shard cannot go on with what the others wait for, and why.
+type Obstacle = (Nanos, Error);
 
 /// The uploader before it runs.
 pub(crate) struct Uploader {
@@ -203,6 +207,7 @@ pub(crate) fn uploader(identity: Option<Identity>) -> (Client, Uploader) {
     let client = Client {
         requests: sender,
         health: health.clone(),
+        obstacles: Arc::new(Mutex::new(BTreeMap::new())),
     };
     let uploader = Uploader {
         requests: receiver,
@@ -225,6 +230,25 @@ impl Client {
 
     pub(crate) fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Says what keeps a shard from publishing, or that nothing does any more.
+    pub(crate) fn note_obstacle(&self, shard: ShardId, obstacle: Option<Obstacle>) {
+        let mut obstacles = self.obstacles.lock();
+        match obstacle {
+            Some(obstacle) => {
+                obstacles.entry(shard).or_insert(obstacle);
+            }
+            None => {
+                obstacles.remove(&shard);
+            }
+        }
+    }
+
+    /// What has kept a shard from publishing the longest. Shards wait for each other.
+    pub(crate) fn obstacle(&self) -> Option<Obstacle> {
+        let obstacles = self.obstacles.lock();
+        obstacles.values().min_by_key(|(since, _)| *since).cloned()
     }
 
     /// What the bucket has of a shard, when this opening has taken the bucket. The shard has

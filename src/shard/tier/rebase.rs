@@ -114,17 +114,12 @@ impl<D: Driver> Shard<D> {
         let mut state = self.state();
         let tier = state.tier.as_mut().expect("it does not go");
         tier.rebasing = false;
-        let result = match result {
-            Ok(uploaded) => {
-                (tier.uploaded, tier.no_rebase) = (Some(uploaded), None);
-                Ok(())
-            }
-            Err(error) => {
-                let now = self.now();
-                tier.no_rebase.get_or_insert((now, error.clone()));
-                Err(error)
-            }
-        };
+        let obstacle = result
+            .as_ref()
+            .err()
+            .map(|error| (self.now(), error.clone()));
+        tier.client.note_obstacle(self.0.params.shard, obstacle);
+        let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
         drop(state);
         self.0.tier_changed.notify();
         result
