@@ -51,10 +51,12 @@ impl State {
             return false;
         };
         let Some(tier) = &self.tier else { return false };
-        let same = |held: &Rc<Held>| held.epoch == epoch;
-        let held = self.segments.find(segment).is_some_and(same);
+        let unneeded = match self.segments.find(segment) {
+            Some(held) => held.epoch != epoch,
+            None => self.map.live.bytes(segment) == 0,
+        };
         let waits = tier.garbage.iter().any(|(_, garbage)| garbage == name);
-        epoch < params.epoch && !held && !waits && self.map.live.bytes(segment) == 0
+        epoch < params.epoch && unneeded && !waits
     }
 
     /// Whether another checkpoint is worth its upload.
