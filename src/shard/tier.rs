@@ -27,7 +27,7 @@ use crate::payload_id::PayloadId;
 use crate::remote::Created;
 use crate::residency::{Held, Segments};
 use crate::stats::Stats;
-use crate::types::{Lsn, Nanos, SegmentId};
+use crate::types::{Lsn, Nanos, SegmentId, ShardId};
 use crate::upload::manifest::{Base, Object, ShardState, base_name, segment_name};
 use crate::upload::{Client, Needs, within};
 use bytes::Bytes;
@@ -117,8 +117,6 @@ pub(super) struct Tier {
     /// What could not be uploaded, and why.
     stuck: BTreeMap<SegmentId, Error>,
     uploaded: Option<Uploaded>,
-    /// From which batches on other shards are needed, and how far.
-    needs: Vec<Needs>,
     /// Objects of freed segments, with the first checkpoint that cannot refer to them.
     garbage: Vec<(u64, String)>,
     /// Another checkpoint is being uploaded.
@@ -139,7 +137,6 @@ impl Tier {
             uploading: BTreeSet::new(),
             stuck: BTreeMap::new(),
             uploaded: None,
-            needs: Vec::new(),
             garbage: Vec::new(),
             rebasing: false,
             eviction_enabled: true,
@@ -174,11 +171,6 @@ impl Tier {
         let bad = self.client.health().bad();
         stats.outage_duration_seconds =
             bad.map_or(0.0, |(since, _)| now.since(since).as_secs_f64());
-    }
-
-    /// Notes that what is logged from a batch on needs other shards' logs.
-    pub(super) fn note_needs(&mut self, needs: Needs) {
-        self.needs.push(needs);
     }
 
     /// A segment was freed: its object goes when a checkpoint of this sequence or a later one
@@ -259,6 +251,14 @@ impl<D: Driver> Shard<D> {
         self.0
             .driver
             .spawn(async move { shard.keep_remote_up().await });
+    }
+
+    /// Notes that from now on nothing of a shard counts in the remote without all of another one
+    /// before a batch.
+    pub(super) fn note_needs(&self, whose: ShardId, shard: ShardId, before: Lsn) {
+        if let Some(client) = self.client() {
+            client.between().note_needs(whose, Needs { shard, before });
+        }
     }
 
     fn client(&self) -> Option<Client> {
@@ -358,7 +358,8 @@ impl<D: Driver> Shard<D> {
                 let tier = state.tier.as_mut().expect("it does not go");
                 tier.submissions += 1;
                 tier.submitted = Some(next.clone());
-                (tier.submissions, tier.needs.clone())
+                let needs = tier.client.between().needs(self.0.params.shard);
+                (tier.submissions, needs)
             };
             let shard = self.clone();
             self.0
@@ -369,9 +370,11 @@ impl<D: Driver> Shard<D> {
 
     async fn publish(&self, number: u64, next: ShardState, needs: Vec<Needs>) {
         let client = self.client().expect("it does not go");
-        let result = client
-            .publish(self.0.params.shard, next.clone(), needs)
-            .await;
+        let shard = self.0.params.shard;
+        let result = client.publish(shard, next.clone(), needs.clone()).await;
+        if result.is_ok() {
+            client.between().met(shard, &needs);
+        }
         let mut state = self.state();
         let tier = state.tier.as_mut().expect("it does not go");
         match result {
@@ -393,7 +396,6 @@ impl<D: Driver> Shard<D> {
         let old = {
             let mut state = self.state();
             let tier = state.tier.as_mut().expect("it does not go");
-            tier.needs.retain(|needs| needs.from >= next.next);
             let before = tier.published.replace(next.clone());
             let replaced = before.and_then(|before| before.base);
             match next.base {
@@ -520,7 +522,7 @@ impl<D: Driver> Shard<D> {
                 return Err(Error::new(ErrorKind::Unavailable, message));
             }
             let client = state.tier.as_ref().map(|tier| &tier.client);
-            let obstacle = client.and_then(Client::obstacle);
+            let obstacle = client.and_then(|client| client.between().obstacle());
             let stall_timeout = self.0.params.config.stall_timeout;
             if let Some((since, error)) = obstacle
                 && self.now().since(since) >= stall_timeout

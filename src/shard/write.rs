@@ -20,7 +20,6 @@ use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
 use crate::sync::slot::slot;
 use crate::types::{Generation, Lsn, PayloadNo, ShardId};
-use crate::upload::Needs;
 
 /// Room for the records of any operation on one payload: a deletion, a creation, and the change.
 const RECORDS_LEN: usize = RECORD_BYTES_MAX + 12 + 36;
@@ -140,6 +139,8 @@ impl<D: Driver> Shard<D> {
                 // Only when the deletion is durable may the name go home: recreated there and
                 // deleted durably, it must not find this older payload alive after a crash.
                 if shard.durable(lsn).await.is_ok() {
+                    let home = shard.0.params.routes.home(&id);
+                    shard.note_needs(home, shard.0.params.shard, lsn.next());
                     shard.send_home(&id);
                 }
             });
@@ -319,37 +320,30 @@ impl<D: Driver> Shard<D> {
     /// until the old one is gone for good.
     async fn give_away(&self, id: &PayloadId, shard: ShardId, copied: Lsn) {
         let routes = &self.0.params.routes;
-        {
-            // The deletion counts in the remote only when the copy does.
-            let mut state = self.state();
-            let from = state.log.next_lsn();
-            if let Some(tier) = &mut state.tier {
-                let before = copied.next();
-                tier.note_needs(Needs {
-                    from,
-                    shard,
-                    before,
-                });
-            }
-        }
+        self.note_needs(self.0.params.shard, shard, copied.next());
         // Also if it cannot be deleted yet: it is not this shard's any more.
         self.state().drop_cached(id);
         let gone = self.disown(std::slice::from_ref(id)).await;
-        if let Err(error) = gone {
-            mark("moved from a shard that could not delete");
-            routes.unsettle(id, error.kind());
-            let (shard, id) = (self.clone(), id.clone());
-            self.0
-                .driver
-                .spawn(async move { shard.delete_in_the_end(&id).await });
+        match gone {
+            Ok(()) => self.note_needs(shard, self.0.params.shard, self.last_lsn().next()),
+            Err(error) => {
+                mark("moved from a shard that could not delete");
+                routes.unsettle(id, error.kind());
+                let (giver, id) = (self.clone(), id.clone());
+                let deleting = async move { giver.delete_in_the_end(&id, shard).await };
+                self.0.driver.spawn(deleting);
+            }
         }
         routes.set(id, shard);
     }
 
-    async fn delete_in_the_end(&self, id: &PayloadId) {
+    async fn delete_in_the_end(&self, id: &PayloadId, shard: ShardId) {
         loop {
             match self.disown(std::slice::from_ref(id)).await {
-                Ok(()) => return self.0.params.routes.settle(id),
+                Ok(()) => {
+                    self.note_needs(shard, self.0.params.shard, self.last_lsn().next());
+                    return self.0.params.routes.settle(id);
+                }
                 Err(error) => self.0.params.routes.unsettle(id, error.kind()),
             }
             if self.check_poison().is_err() {

@@ -13,6 +13,7 @@
 //!
 //! Deliberately not here: which segments to upload and when (`shard::tier`).
 
+mod between;
 pub(crate) mod manifest;
 mod publish;
 pub(crate) mod thread;
@@ -25,17 +26,19 @@ use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::signal::Signal;
 use crate::sync::slot::{Reply, slot};
 use crate::types::{Epoch, Lsn, Nanos, NodeId, ShardId};
+use between::Between;
 use bytes::Bytes;
 use manifest::{Manifest, ShardState};
 use publish::{Publisher, Update};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-pub(crate) use publish::{Claimed, Identity, Needs};
+pub(crate) use between::Needs;
+pub(crate) use publish::{Claimed, Identity};
 
 /// Requests that wait for the uploader at most; shards wait beyond that.
 const REQUESTS_MAX: usize = 1024;
@@ -186,11 +189,8 @@ enum Request {
 pub(crate) struct Client {
     requests: Sender<Request>,
     health: Arc<Health>,
-    obstacles: Arc<Mutex<BTreeMap<ShardId, Obstacle>>>,
+    between: Arc<Between>,
 }
-
-/// Since when a shard cannot go on with what the others wait for, and why.
-type Obstacle = (Nanos, Error);
 
 /// The uploader before it runs.
 pub(crate) struct Uploader {
@@ -207,7 +207,7 @@ pub(crate) fn uploader(identity: Option<Identity>) -> (Client, Uploader) {
     let client = Client {
         requests: sender,
         health: health.clone(),
-        obstacles: Arc::new(Mutex::new(BTreeMap::new())),
+        between: Arc::new(Between::new()),
     };
     let uploader = Uploader {
         requests: receiver,
@@ -232,23 +232,8 @@ impl Client {
         &self.health
     }
 
-    /// Says what keeps a shard from publishing, or that nothing does any more.
-    pub(crate) fn note_obstacle(&self, shard: ShardId, obstacle: Option<Obstacle>) {
-        let mut obstacles = self.obstacles.lock();
-        match obstacle {
-            Some(obstacle) => {
-                obstacles.entry(shard).or_insert(obstacle);
-            }
-            None => {
-                obstacles.remove(&shard);
-            }
-        }
-    }
-
-    /// What has kept a shard from publishing the longest. Shards wait for each other.
-    pub(crate) fn obstacle(&self) -> Option<Obstacle> {
-        let obstacles = self.obstacles.lock();
-        obstacles.values().min_by_key(|(since, _)| *since).cloned()
+    pub(crate) fn between(&self) -> &Between {
+        &self.between
     }
 
     /// What the bucket has of a shard, when this opening has taken the bucket. The shard has

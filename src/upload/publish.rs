@@ -9,6 +9,7 @@
 //!    the first manifest has all that was recovered of every shard, or nothing of any.
 //! 4. A manifest that fences somebody is never deleted.
 
+use super::between::Needs;
 use super::manifest::parse_manifest_name;
 use super::manifest::{MANIFEST_PREFIX, Manifest, ShardState, manifest_name};
 use super::{BACKOFF_MIN, Runtime, Service, TRY_TIMEOUT};
@@ -50,14 +51,6 @@ pub(crate) struct Claimed {
     pub(crate) state: ShardState,
     /// There was no store in the bucket.
     pub(crate) was_empty: bool,
-}
-
-/// From a batch of the asking shard on, everything of another shard before a batch is needed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Needs {
-    pub(crate) from: Lsn,
-    pub(crate) shard: ShardId,
-    pub(crate) before: Lsn,
 }
 
 /// What a shard wants to have published.
@@ -254,13 +247,11 @@ impl<R: Runtime> Publisher<R> {
                     return None;
                 }
             }
-            let met = |needs: &Needs, state: &ShardState| {
-                state.next <= needs.from || shards[usize::from(needs.shard.0)].next >= needs.before
-            };
+            let met = |needs: &Needs| shards[usize::from(needs.shard.0)].next >= needs.before;
             let before = chosen.len();
             chosen.retain(|index| {
                 let update = &state.updates[*index];
-                update.needs.iter().all(|needs| met(needs, &update.state))
+                update.needs.iter().all(met)
             });
             if chosen.is_empty() {
                 return None;

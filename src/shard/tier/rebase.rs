@@ -120,7 +120,9 @@ impl<D: Driver> Shard<D> {
             .as_ref()
             .err()
             .map(|error| (self.now(), error.clone()));
-        tier.client.note_obstacle(self.0.params.shard, obstacle);
+        tier.client
+            .between()
+            .note_obstacle(self.0.params.shard, obstacle);
         let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
         drop(state);
         self.0.tier_changed.notify();
