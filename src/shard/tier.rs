@@ -64,18 +64,34 @@ struct Uploaded {
     next: Lsn,
     /// It counts with all segments up to here.
     last: Option<SegmentId>,
+    /// It lists every segment before this one.
+    covers: SegmentId,
     /// What it may refer to, kept from being freed.
-    _held: Vec<Rc<Held>>,
+    held: Vec<Rc<Held>>,
 }
 
 impl Uploaded {
-    /// The state with it, and nothing behind it yet.
+    /// The state with it, and nothing behind it yet but the segment that was open as it was begun:
+    /// that one has bytes that it refers to, and it does not list it.
     fn begun(&self) -> ShardState {
+        let open = |held: &&Rc<Held>| held.id >= self.covers && held.lsns.get().1 <= self.next;
+        let open = self.held.iter().rev().find(open);
         ShardState {
             next: self.next,
             base: Some(self.base),
-            tail: Vec::new(),
+            tail: open.map(|held| object(held)).into_iter().collect(),
         }
+    }
+}
+
+fn object(held: &Held) -> Object {
+    let (first, next) = held.lsns.get();
+    Object {
+        segment: held.id,
+        epoch: held.epoch,
+        first,
+        next,
+        pages: held.pages.get(),
     }
 }
 
@@ -228,13 +244,7 @@ impl State {
                     return (state, End::Gap(held.id));
                 }
                 state.next = next;
-                state.tail.push(Object {
-                    segment: held.id,
-                    epoch: held.epoch,
-                    first,
-                    next,
-                    pages: held.pages.get(),
-                });
+                state.tail.push(object(held));
             }
         }
         (state, End::Log)

@@ -160,7 +160,8 @@ impl<D: Driver> Shard<D> {
             base,
             next: newest.next,
             last,
-            _held: held,
+            covers: newest.covers,
+            held,
         })
     }
 
