@@ -410,7 +410,7 @@ impl<D: Driver> Shard<D> {
             let replaced = before.and_then(|before| before.base);
             match next.base {
                 Some(base) if Some(base) != replaced => {
-                    tier.uploaded = None;
+                    tier.uploaded.take_if(|uploaded| uploaded.base == base);
                     let shard = self.0.params.shard;
                     replaced.map(|old| base_name(shard, old.sequence, old.epoch))
                 }

@@ -38,7 +38,10 @@ impl Between {
     /// From now on, what `shard` publishes needs this.
     pub(crate) fn note_needs(&self, shard: ShardId, needs: Needs) {
         let mut state = self.0.lock();
-        let before = state.needs.entry((shard, needs.shard)).or_insert(needs.before);
+        let before = state
+            .needs
+            .entry((shard, needs.shard))
+            .or_insert(needs.before);
         *before = needs.before.max(*before);
     }
 

@@ -71,7 +71,10 @@ impl State {
             return false;
         }
         if let Some(uploaded) = &tier.uploaded {
-            return self.is_stale(uploaded);
+            // Handed over, it may wait for others that wait for what comes behind a gap.
+            let submitted = tier.submitted.as_ref().and_then(|state| state.base);
+            let handed_over = submitted == Some(uploaded.base);
+            return self.is_stale(uploaded) || (handed_over && self.has_gap());
         }
         let tail: u64 = published
             .tail
@@ -116,13 +119,12 @@ impl<D: Driver> Shard<D> {
         let mut state = self.state();
         let tier = state.tier.as_mut().expect("it does not go");
         tier.rebasing = false;
-        let obstacle = result
-            .as_ref()
-            .err()
-            .map(|error| (self.now(), error.clone()));
-        tier.client
-            .between()
-            .note_obstacle(self.0.params.shard, obstacle);
+        // Everything else passes, or has poisoned the shard.
+        let full = |error: &&Error| error.kind() == ErrorKind::Full;
+        let obstacle = result.as_ref().err().filter(full);
+        let obstacle = obstacle.map(|error| (self.now(), error.clone()));
+        let between = tier.client.between();
+        between.note_obstacle(self.0.params.shard, obstacle);
         let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
         drop(state);
         self.0.tier_changed.notify();
