@@ -165,7 +165,8 @@ impl<D: Driver> Shard<D> {
             state.upkeep.moved_to = None;
             state.upkeep.lost_then = lost;
             // Segments that are sealed early for the remote may take as many as they free.
-            if state.taken_bytes() >= taken && !self.is_urgent(&state) {
+            let goes_on = state.tier.is_none() && self.is_urgent(&state);
+            if state.taken_bytes() >= taken && !goes_on {
                 mark("cleaning gained nothing");
                 state.upkeep.cleaned_at = Some((state.log.end().next_lsn, lost));
             }
