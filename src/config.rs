@@ -223,9 +223,10 @@ impl RemoteConfig {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for any other scheme, an unknown option or a missing part.
+    /// `InvalidInput` for any other scheme, an unknown option or a missing part. It does not repeat
+    /// what was given: there may be a secret in it, where none belongs.
     pub fn from_url(url: &str) -> Result<RemoteConfig> {
-        let refuse = |why: &str| Err(Error::invalid(format!("{why}: remote={url}")));
+        let refuse = |why: &str| Err(Error::invalid(why));
         if let Some(name) = url.strip_prefix("memory:") {
             return match name {
                 "" => refuse("a memory remote needs a name"),
@@ -240,7 +241,9 @@ impl RemoteConfig {
         }
         match url.strip_prefix("s3://") {
             Some(rest) => S3Config::from_url_rest(rest).map(RemoteConfig::S3),
-            None => refuse("a remote starts with s3://, file:// or memory:"),
+            None => refuse(
+                "a remote is s3://bucket/prefix, file:///path or memory:name, and this is none",
+            ),
         }
     }
 }
@@ -288,7 +291,7 @@ impl fmt::Debug for S3Config {
         f.debug_struct("S3Config")
             .field("bucket", bucket)
             .field("prefix", prefix)
-            .field("endpoint", endpoint)
+            .field("endpoint", &endpoint.as_deref().map(without_login))
             .field("region", region)
             .field("path_style", path_style)
             .field("unfenced", unfenced)
@@ -316,11 +319,6 @@ impl S3Config {
     fn from_url_rest(rest: &str) -> Result<S3Config> {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
-        if bucket.is_empty() {
-            return Err(Error::invalid(
-                "an s3 remote needs a bucket: s3://bucket/prefix",
-            ));
-        }
         let mut config = S3Config::new(bucket);
         config.prefix = match prefix.trim_matches('/') {
             "" => String::new(),
@@ -331,23 +329,112 @@ impl S3Config {
             match name {
                 "endpoint" => config.endpoint = Some(value.to_owned()),
                 "region" => config.region = Some(value.to_owned()),
-                "path_style" => config.path_style = parse_bool(name, value)?,
-                "unfenced" => config.unfenced = parse_bool(name, value)?,
+                "path_style" => config.path_style = parse_bool("path_style", value)?,
+                "unfenced" => config.unfenced = parse_bool("unfenced", value)?,
                 _ => {
-                    return Err(Error::invalid(format!(
-                        "unknown option of a remote: {name}"
-                    )));
+                    return Err(Error::invalid(
+                        "options of an s3 remote are endpoint, region, path_style and unfenced; \
+                         credentials come from the environment or the AWS profile",
+                    ));
                 }
             }
         }
+        config.check()?;
         Ok(config)
+    }
+
+    /// What no server has to be asked for: `InvalidInput` says what to change, and repeats nothing.
+    pub(crate) fn check(&self) -> Result<()> {
+        let is_sign = |sign: char| sign.is_ascii_alphanumeric() || "-._".contains(sign);
+        if self.bucket.is_empty() {
+            return Err(Error::invalid(
+                "an s3 remote needs a bucket: s3://bucket/prefix",
+            ));
+        }
+        if !self.bucket.chars().all(is_sign) {
+            return Err(Error::invalid(
+                "a bucket's name has letters, digits and -._ only; credentials come from the \
+                 environment or the AWS profile, not from the remote's URL",
+            ));
+        }
+        let Some(endpoint) = &self.endpoint else {
+            return Ok(());
+        };
+        if !(endpoint.starts_with("http://") || endpoint.starts_with("https://")) {
+            return Err(Error::invalid(
+                "an endpoint starts with http:// or https://",
+            ));
+        }
+        match without_login(endpoint) == *endpoint {
+            true => Ok(()),
+            false => Err(Error::invalid(
+                "an endpoint has no user name or password: credentials come from the environment \
+                 or the AWS profile",
+            )),
+        }
+    }
+}
+
+/// A URL without the name and password that somebody may have put before its host.
+fn without_login(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.find('/').unwrap_or(rest.len());
+    match rest[..host].rfind('@') {
+        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
+        None => url.to_owned(),
     }
 }
 
 fn parse_bool(name: &str, value: &str) -> Result<bool> {
-    value.parse().map_err(|_| {
-        Error::invalid(format!(
-            "{name} of a remote is true or false: {name}={value}"
-        ))
-    })
+    value
+        .parse()
+        .map_err(|_| Error::invalid(format!("{name} of a remote is true or false")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn urls_of_remotes_are_read() {
+        let dir = RemoteConfig::from_url("file:///var/bucket").unwrap();
+        assert_eq!(dir, RemoteConfig::Dir(PathBuf::from("/var/bucket")));
+        let memory = RemoteConfig::from_url("memory:mine").unwrap();
+        assert_eq!(memory, RemoteConfig::Memory("mine".to_owned()));
+        let url = "s3://b-1/a/b/?endpoint=http://127.0.0.1:9000&region=eu&path_style=true";
+        let mut s3 = S3Config::new("b-1");
+        s3.prefix = "a/b/".to_owned();
+        s3.endpoint = Some("http://127.0.0.1:9000".to_owned());
+        s3.region = Some("eu".to_owned());
+        s3.path_style = true;
+        assert_eq!(RemoteConfig::from_url(url).unwrap(), RemoteConfig::S3(s3));
+    }
+
+    #[test]
+    fn secrets_are_never_repeated() {
+        let refused = [
+            "s3://KEY:HUSH@bucket/prefix",
+            "s3://HUSH@bucket",
+            "s3://bucket?endpoint=http://KEY:HUSH@127.0.0.1:9000",
+            "s3://bucket?endpoint=HUSH",
+            "s3://bucket?secret_access_key=HUSH",
+            "s3://bucket?HUSH=1",
+            "s3://bucket?path_style=HUSH",
+            "https://KEY:HUSH@bucket.s3.amazonaws.com",
+            "HUSH",
+            "file://HUSH",
+        ];
+        for url in refused {
+            let error = RemoteConfig::from_url(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
+            assert!(!format!("{error} {error:?}").contains("HUSH"), "{url}");
+        }
+        let mut config = S3Config::new("bucket");
+        config.endpoint = Some("https://KEY:HUSH@127.0.0.1/p@th".to_owned());
+        assert!(!format!("{config:?}").contains("HUSH"));
+        assert!(config.check().is_err());
+        config.endpoint = Some("https://127.0.0.1/p@th".to_owned());
+        config.check().unwrap();
+    }
 }

@@ -66,6 +66,7 @@ pub(crate) struct S3 {
 impl S3 {
     /// The bucket that the configuration names.
     pub(crate) async fn open(config: &S3Config) -> Result<S3, Error> {
+        config.check()?;
         let shared = load(config).await?;
         let mut builder = aws_sdk_s3::config::Builder::from(&shared)
             .force_path_style(config.path_style)
@@ -260,7 +261,7 @@ impl S3 {
                 return Err(odd("an object that was not to be deleted, and was not"));
             };
             if error.code() != Some("NoSuchKey") {
-                failed.push((name.to_owned(), code(error.code(), error.message())));
+                failed.push((name.to_owned(), code(error.code())));
             }
         }
         Ok(failed)

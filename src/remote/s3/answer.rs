@@ -2,10 +2,12 @@
 //!
 //! Statuses say more than names, which differ between servers; names decide where one status has
 //! several meanings.
+//!
+//! A server's own words are not repeated: some give back the credentials that they were shown.
 
 use super::super::{Failure, FailureKind};
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use std::error::Error;
 
 /// Names of errors that pass, whatever their status: bodies that were damaged or cut on their way,
@@ -42,21 +44,42 @@ where
         // among these, and may be had later.
         _ => FailureKind::Transient,
     };
-    let context = DisplayErrorContext(error);
-    let status = status(error).map_or("none".to_owned(), |status| status.to_string());
-    let message = format!("the server fails: status={status} cause={context}");
+    let message = match error {
+        SdkError::ServiceError(_) => {
+            let code = error.code().filter(|code| is_plain(code));
+            let (code, status) = (code.unwrap_or("none"), status(error).unwrap_or(0));
+            format!("the server refuses: status={status} code={code}")
+        }
+        _ => format!("the server cannot be reached: cause={}", causes(error)),
+    };
     Failure::new(kind, message)
 }
 
+/// Whether this is the name of an error, and no sentence.
+fn is_plain(code: &str) -> bool {
+    code.len() <= 64 && code.bytes().all(|sign| sign.is_ascii_alphanumeric())
+}
+
+/// What an error and those behind it say of themselves.
+fn causes(error: &dyn Error) -> String {
+    let mut causes = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        causes = format!("{causes}: {cause}");
+        next = cause.source();
+    }
+    causes
+}
+
 /// Why one object of several was not deleted.
-pub(super) fn code(code: Option<&str>, message: Option<&str>) -> Failure {
+pub(super) fn code(code: Option<&str>) -> Failure {
     let kind = match code {
         Some("AccessDenied" | "InvalidObjectState") => FailureKind::Refused,
         // Unknown ones included: it is tried again with others, not alone.
         _ => FailureKind::Transient,
     };
-    let (code, message) = (code.unwrap_or_default(), message.unwrap_or_default());
-    let message = format!("the object is not deleted: code={code} cause={message}");
+    let code = code.filter(|code| is_plain(code)).unwrap_or("none");
+    let message = format!("the object is not deleted: code={code}");
     Failure::new(kind, message)
 }
 
