@@ -8,7 +8,7 @@
 //! Invariants:
 //! 1. A segment is uploaded when all of it is durable here, and compared with its sums before.
 //! 2. A state is published only when every segment that it names, or that its checkpoint may refer
-//!    to, is in the bucket. The cleaner may have made the checkpoint refer to what was logged while
+//!    to, is in the bucket, and never one that goes less far than another before it. The cleaner may have made the checkpoint refer to what was logged while
 //!    it was written, so it counts only together with all segments up to its end.
 //! 3. An object is deleted only when a published checkpoint was begun after the last reference to
 //!    its segment had gone.
@@ -223,7 +223,7 @@ impl State {
         let fresh = uploaded.filter(|uploaded| before.base != Some(uploaded.base));
         let rebased = fresh.and_then(|uploaded| {
             let (state, end) = self.extended(uploaded.begun());
-            end.is_behind(uploaded.last).then_some(state)
+            (end.is_behind(uploaded.last) && state.next >= before.next).then_some(state)
         });
         if rebased.is_some() {
             return rebased;

@@ -5,7 +5,7 @@
 
 use super::super::checkpoint::checkpoint_name;
 use super::super::{Params, Shard, State};
-use super::{End, READ_PAGES, RETRY_PAUSE, TAIL_PER_BASE, TAIL_SEGMENTS_MAX, Uploaded};
+use super::{End, READ_PAGES, RETRY_PAUSE, TAIL_PER_BASE, TAIL_SEGMENTS_MAX, Tier, Uploaded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::marks::mark;
@@ -33,10 +33,13 @@ impl State {
         behind.is_some_and(|behind| behind > state.next)
     }
 
-    /// Whether segments behind an uploaded checkpoint are gone that would have to count with it.
-    fn is_stale(&self, uploaded: &Uploaded) -> bool {
-        let (_, end) = self.extended(uploaded.begun());
-        matches!(end, End::Gap(_)) && !end.is_behind(uploaded.last)
+    /// Whether segments behind an uploaded checkpoint are gone that would have to count with it, or
+    /// that count without it.
+    fn is_stale(&self, tier: &Tier, uploaded: &Uploaded) -> bool {
+        let (state, end) = self.extended(uploaded.begun());
+        let before = tier.submitted.as_ref().or(tier.published.as_ref());
+        let short = before.is_some_and(|before| state.next < before.next);
+        !matches!(end, End::Waits(_)) && (short || !end.is_behind(uploaded.last))
     }
 
     /// The sealed segments, oldest first, kept from being freed.
@@ -74,7 +77,7 @@ impl State {
             // Handed over, it may wait for others that wait for what comes behind a gap.
             let submitted = tier.submitted.as_ref().and_then(|state| state.base);
             let handed_over = submitted == Some(uploaded.base);
-            return self.is_stale(uploaded) || (handed_over && self.has_gap());
+            return self.is_stale(tier, uploaded) || (handed_over && self.has_gap());
         }
         let tail: u64 = published
             .tail
