@@ -76,9 +76,13 @@ impl State {
         alive.count() as u64 * self.log.segment_bytes()
     }
 
-    /// The same without what the open one has room for.
+    /// The same without what the open one has room for, unless it is sealed early for a remote.
     fn taken_bytes(&self) -> u64 {
-        self.held_bytes() - self.log.pages_left() * PAGE as u64
+        let room = match self.tier {
+            Some(_) => 0,
+            None => self.log.pages_left() * PAGE as u64,
+        };
+        self.held_bytes() - room
     }
 }
 
@@ -164,7 +168,7 @@ impl<D: Driver> Shard<D> {
             let lost = state.map.live.lost();
             state.upkeep.moved_to = None;
             state.upkeep.lost_then = lost;
-            // Segments that are sealed early for the remote may take as many as they free.
+            // Into segments that are sealed early as many may have gone as were freed.
             let goes_on = state.tier.is_none() && self.is_urgent(&state);
             if state.taken_bytes() >= taken && !goes_on {
                 mark("cleaning gained nothing");

@@ -371,6 +371,8 @@ impl<D: Driver> Shard<D> {
                 let needs = tier.client.between().needs(self.0.params.shard);
                 (tier.submissions, needs)
             };
+            // Another checkpoint may have to come behind the one that was handed over.
+            self.0.tier_changed.notify();
             let shard = self.clone();
             self.0
                 .driver

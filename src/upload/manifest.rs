@@ -149,10 +149,15 @@ pub(crate) fn segment_name(shard: ShardId, segment: SegmentId, epoch: Epoch) -> 
 
 /// The segment and the epoch in the name of a segment's object.
 pub(crate) fn parse_segment_name(shard: ShardId, name: &str) -> Option<(SegmentId, Epoch)> {
-    let (segment, epoch) = name.strip_prefix(&segment_prefix(shard))?.split_once('-')?;
-    let number = |digits| u64::from_str_radix(digits, 16).ok();
-    let (segment, epoch) = (SegmentId(number(segment)?), Epoch(number(epoch)?));
+    let (segment, epoch) = parse_numbers(&segment_prefix(shard), name)?;
+    let (segment, epoch) = (SegmentId(segment), Epoch(epoch));
     (segment_name(shard, segment, epoch) == name).then_some((segment, epoch))
+}
+
+fn parse_numbers(prefix: &str, name: &str) -> Option<(u64, u64)> {
+    let (first, second) = name.strip_prefix(prefix)?.split_once('-')?;
+    let number = |digits| u64::from_str_radix(digits, 16).ok();
+    Some((number(first)?, number(second)?))
 }
 
 /// What the names of a shard's checkpoints begin with.
@@ -163,6 +168,13 @@ pub(crate) fn base_prefix(shard: ShardId) -> String {
 /// Name of a checkpoint's object.
 pub(crate) fn base_name(shard: ShardId, sequence: u64, epoch: Epoch) -> String {
     format!("{}{sequence:016x}-{:016x}", base_prefix(shard), epoch.0)
+}
+
+/// The sequence and the epoch in the name of a checkpoint's object.
+pub(crate) fn parse_base_name(shard: ShardId, name: &str) -> Option<(u64, Epoch)> {
+    let (sequence, epoch) = parse_numbers(&base_prefix(shard), name)?;
+    let epoch = Epoch(epoch);
+    (base_name(shard, sequence, epoch) == name).then_some((sequence, epoch))
 }
 
 impl Manifest {

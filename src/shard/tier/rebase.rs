@@ -12,7 +12,9 @@ use crate::marks::mark;
 use crate::remote::Listed;
 use crate::residency::Held;
 use crate::types::PAGE;
-use crate::upload::manifest::{Base, base_name, base_prefix, parse_segment_name, segment_prefix};
+use crate::upload::manifest::{
+    Base, base_name, base_prefix, parse_base_name, parse_segment_name, segment_prefix,
+};
 use bytes::Bytes;
 use std::rc::Rc;
 
@@ -232,9 +234,12 @@ impl<D: Driver> Shard<D> {
             let base = tier.published.as_ref().and_then(|state| state.base);
             base.map(|base| base_name(shard, base.sequence, base.epoch))
         };
-        // This opening's own may be on its way to count.
-        let own = format!("-{:016x}", self.0.params.epoch.0);
-        let orphan = |name: &String| Some(name) != kept.as_ref() && !name.ends_with(&own);
+        // This opening's own may be on its way to count, and a later one's counts already, if this is
+        // a machine that was taken for dead.
+        let own = self.0.params.epoch;
+        let is_older =
+            |name: &str| parse_base_name(shard, name).is_some_and(|(_, epoch)| epoch < own);
+        let orphan = |name: &String| Some(name) != kept.as_ref() && is_older(name);
         let names = bases.into_iter().map(|listed| listed.name).filter(orphan);
         self.delete_objects(names.collect());
     }
