@@ -378,3 +378,34 @@ fn parse_bool(name: &str, value: &str) -> Result<bool> {
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn drivers_are_what_they_are_called_and_refused_where_they_are_not_built() {
+        let kinds = [
+            (DriverKind::Auto, true),
+            (DriverKind::Uring, true),
+            (DriverKind::Threads, true),
+            (DriverKind::Glommio, cfg!(feature = "glommio")),
+            (DriverKind::TokioUring, cfg!(feature = "tokio-uring")),
+        ];
+        for (kind, is_built) in kinds {
+            assert_eq!(kind.to_string().parse::<DriverKind>().unwrap(), kind);
+            let mut config = Config::new("/nowhere");
+            config.driver = kind;
+            let Err(error) = config.check() else {
+                assert!(is_built, "{kind}");
+                continue;
+            };
+            assert!(!is_built, "{error}");
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            let feature = format!("--features {kind}");
+            assert!(error.to_string().contains(&feature), "{error}");
+        }
+        assert!("io_uring".parse::<DriverKind>().is_err());
+    }
+}

@@ -261,7 +261,8 @@ fn hosted_leave_no_descriptor() {
             write(&driver, &file, 1, 0, PAGE).await;
             for _ in 0..100 {
                 let (file, buf) = (file.clone(), driver.pool().take(PAGE));
-                driver.spawn(async move { drop(file.read(0, buf).await) });
+                let read = crate::io::DriverFile::read(&file, 0, buf);
+                driver.spawn(async move { drop(read.await) });
                 driver.spawn(std::future::pending());
             }
             driver.sleep(Duration::from_micros(10)).await;
