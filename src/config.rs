@@ -111,7 +111,7 @@ impl Config {
         if self.block_bytes == 0 {
             return Err(Error::invalid("block_bytes must not be 0"));
         }
-        Ok(())
+        self.driver.check()
     }
 }
 
@@ -126,6 +126,29 @@ pub enum DriverKind {
     Uring,
     /// Blocking calls on a small pool of threads.
     Threads,
+    /// The runtime glommio; only in builds with the feature `glommio`.
+    Glommio,
+    /// The runtime tokio-uring; only in builds with the feature `tokio-uring`.
+    TokioUring,
+}
+
+impl DriverKind {
+    /// Refuses a driver that this build has not.
+    pub(crate) fn check(self) -> Result<()> {
+        let is_built = match self {
+            DriverKind::Auto | DriverKind::Uring | DriverKind::Threads => true,
+            DriverKind::Glommio => cfg!(feature = "glommio"),
+            DriverKind::TokioUring => cfg!(feature = "tokio-uring"),
+        };
+        match is_built {
+            true => Ok(()),
+            // The feature of a driver has its name.
+            false => Err(Error::invalid(format!(
+                "this build has not that driver, build ringstore with --features {self}: \
+                 driver={self}"
+            ))),
+        }
+    }
 }
 
 impl fmt::Display for DriverKind {
@@ -134,6 +157,8 @@ impl fmt::Display for DriverKind {
             DriverKind::Auto => "auto",
             DriverKind::Uring => "uring",
             DriverKind::Threads => "threads",
+            DriverKind::Glommio => "glommio",
+            DriverKind::TokioUring => "tokio-uring",
         })
     }
 }
@@ -146,8 +171,10 @@ impl FromStr for DriverKind {
             "auto" => Ok(DriverKind::Auto),
             "uring" => Ok(DriverKind::Uring),
             "threads" => Ok(DriverKind::Threads),
+            "glommio" => Ok(DriverKind::Glommio),
+            "tokio-uring" => Ok(DriverKind::TokioUring),
             _ => Err(Error::invalid(format!(
-                "unknown driver, use auto, uring or threads: driver={text}"
+                "unknown driver, use auto, uring, threads, glommio or tokio-uring: driver={text}"
             ))),
         }
     }
@@ -436,5 +463,36 @@ mod tests {
         assert!(config.check().is_err());
         config.endpoint = Some("https://127.0.0.1/p@th".to_owned());
         config.check().unwrap();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn drivers_are_what_they_are_called_and_refused_where_they_are_not_built() {
+        let kinds = [
+            (DriverKind::Auto, true),
+            (DriverKind::Uring, true),
+            (DriverKind::Threads, true),
+            (DriverKind::Glommio, cfg!(feature = "glommio")),
+            (DriverKind::TokioUring, cfg!(feature = "tokio-uring")),
+        ];
+        for (kind, is_built) in kinds {
+            assert_eq!(kind.to_string().parse::<DriverKind>().unwrap(), kind);
+            let mut config = Config::new("/nowhere");
+            config.driver = kind;
+            let Err(error) = config.check() else {
+                assert!(is_built, "{kind}");
+                continue;
+            };
+            assert!(!is_built, "{error}");
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            let feature = format!("--features {kind}");
+            assert!(error.to_string().contains(&feature), "{error}");
+        }
+        assert!("io_uring".parse::<DriverKind>().is_err());
     }
 }

@@ -711,21 +711,28 @@ fn json_of_small_commands_is_fixed() {
 }
 
 #[test]
-fn both_drivers_read_what_the_other_wrote() {
+fn drivers_read_what_the_others_wrote() {
     let bench = Bench::new();
     let bytes = noise(100_000);
     bench.file("in", &bytes);
-    bench.run(&["--driver", "threads", "put", "in", "p"]);
-    assert!(bench.output(&["get", "p", "-"]).stdout == bytes);
-    bench.run(&["put", "in", "q"]);
-    assert!(
-        bench
-            .output(&["--driver", "threads", "get", "q", "-"])
-            .stdout
-            == bytes
-    );
-    let stats = bench.json(&["--driver", "threads", "stats", "--json"]);
-    assert_eq!(stats["driver"], "threads");
+    bench.run(&["put", "in", "auto"]);
+    let has_ring = bench.json(&["stats", "--json"])["driver"] == "uring";
+    let drivers = [
+        ("threads", true),
+        ("glommio", has_ring && cfg!(feature = "glommio")),
+        ("tokio-uring", has_ring && cfg!(feature = "tokio-uring")),
+    ];
+    for (driver, _) in drivers.into_iter().filter(|(_, is_there)| *is_there) {
+        let read = bench.output(&["--driver", driver, "get", "auto", "-"]);
+        assert!(read.stdout == bytes, "{driver}");
+        bench.run(&["--driver", driver, "put", "in", driver]);
+        assert!(
+            bench.output(&["get", driver, "-"]).stdout == bytes,
+            "{driver}"
+        );
+        let stats = bench.json(&["--driver", driver, "stats", "--json"]);
+        assert_eq!(stats["driver"], driver);
+    }
 }
 
 #[test]

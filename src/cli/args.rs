@@ -52,7 +52,7 @@ pub(crate) struct Global {
     /// Show no progress bar
     #[arg(long, global = true)]
     pub(crate) no_progress: bool,
-    /// How the kernel is spoken to: auto, uring or threads
+    /// How the kernel is spoken to: auto, uring or threads; if built: glommio, tokio-uring
     #[arg(long, global = true, default_value = "auto", value_name = "DRIVER")]
     pub(crate) driver: DriverKind,
 }

@@ -57,7 +57,7 @@ pub(crate) async fn run(global: &Global) -> anyhow::Result<Report> {
         }));
     }
     // Without a ring the store still works, through threads, unless somebody insists.
-    let code = match findings[1].is_good || global.driver != DriverKind::Uring {
+    let code = match findings[1].is_good || !super::insists_on_ring(global) {
         true => Code::Ok,
         false => Code::Unsupported,
     };

@@ -180,12 +180,17 @@ fn config(global: &Global) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// Whether no driver will do but one that works through io_uring.
+fn insists_on_ring(global: &Global) -> bool {
+    !matches!(global.driver, DriverKind::Auto | DriverKind::Threads)
+}
+
 /// Opens a store, and tells an unsupported machine from other failures.
 async fn open(config: Config, global: &Global) -> anyhow::Result<Store> {
     match Store::open(config).await {
         Ok(store) => Ok(store),
         // Whether the ring was to blame is found out where nothing else can be.
-        Err(error) if global.driver == DriverKind::Uring && !doctor::has_ring().await => {
+        Err(error) if insists_on_ring(global) && !doctor::has_ring().await => {
             Err(anyhow::Error::new(outcome::Unsupported(error)))
         }
         Err(error) => Err(error.into()),

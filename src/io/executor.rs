@@ -10,7 +10,14 @@
 //! 4. After `shutdown` nothing runs any more: tasks are dropped, new ones too, wake-ups are
 //!    ignored.
 //!
-//! Deliberately not here: I/O. A driver plugs in as [`Park`], and is kicked through [`Kick`].
+//! Deliberately not here: I/O. A driver plugs in as [`Park`], and is kicked through [`Kick`]; a
+//! driver whose runtime will not be called but calls has itself visited instead (`visit`).
+
+#[cfg(any(feature = "glommio", feature = "tokio-uring"))]
+mod visit;
+
+#[cfg(any(feature = "glommio", feature = "tokio-uring"))]
+pub(crate) use visit::Visit;
 
 use crate::io::clock::Clock;
 use crate::types::Nanos;
@@ -248,12 +255,7 @@ impl Executor {
         main: impl Future<Output = ()> + 'static,
     ) {
         let _seated = Seated::new(self.0.shared.id);
-        let done = Rc::new(Cell::new(false));
-        let main_done = Rc::clone(&done);
-        self.spawn(async move {
-            main.await;
-            main_done.set(true);
-        });
+        let done = self.spawn_main(main);
         while !done.get() {
             self.fire_timers();
             self.run_ready();
@@ -265,6 +267,18 @@ impl Executor {
                 false => self.idle(park, idle_spin),
             }
         }
+    }
+
+    /// Starts `main` as a task; says when it is over.
+    #[must_use]
+    pub(crate) fn spawn_main(&self, main: impl Future<Output = ()> + 'static) -> Rc<Cell<bool>> {
+        let done = Rc::new(Cell::new(false));
+        let main_done = Rc::clone(&done);
+        self.spawn(async move {
+            main.await;
+            main_done.set(true);
+        });
+        done
     }
 
     /// Drops every task, and whatever those start as they go.

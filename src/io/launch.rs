@@ -100,6 +100,15 @@ pub(crate) fn probe_uring() -> std::result::Result<(), Refusal> {
 fn live<M: ShardMain>(launch: &Launch, main: M) {
     match launch.kind {
         DriverKind::Threads => live_on_threads(launch, main),
+        #[cfg(feature = "glommio")]
+        DriverKind::Glommio => crate::io::glommio::live(launch, main),
+        #[cfg(feature = "tokio-uring")]
+        DriverKind::TokioUring => crate::io::tokio_uring::live(launch, main),
+        #[cfg(not(all(feature = "glommio", feature = "tokio-uring")))]
+        DriverKind::Glommio | DriverKind::TokioUring => match launch.kind.check() {
+            Ok(()) => unreachable!("a driver that is built has an arm of its own"),
+            Err(error) => main.refused(error),
+        },
         DriverKind::Uring | DriverKind::Auto => match build_uring(launch) {
             Ok(driver) => inhabit(driver, launch, main),
             Err(Unbuilt::Disk(error)) => main.refused(error),
@@ -128,7 +137,7 @@ fn live_on_threads<M: ShardMain>(launch: &Launch, main: M) {
 }
 
 /// Whether this shard speaks for its store in the log; they all see the same directory.
-fn is_first(launch: &Launch) -> bool {
+pub(super) fn is_first(launch: &Launch) -> bool {
     launch.shard == ShardId(0)
 }
 
@@ -153,7 +162,7 @@ impl<D: Resident> Drop for Ending<D> {
 }
 
 /// Pins this thread; one that cannot be pinned is as right, and maybe slower.
-fn pin(launch: &Launch) {
+pub(super) fn pin(launch: &Launch) {
     let Some(core) = launch.core else { return };
     let mut cores = CpuSet::new();
     let pinned = cores
@@ -175,6 +184,7 @@ fn warn_of_fallback(refusal: &Refusal) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::suite::hosted;
     use std::sync::mpsc::{Sender, channel};
 
     /// Reports what it was given.
@@ -211,7 +221,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
         let has_uring = probe_uring().is_ok();
-        for kind in [DriverKind::Auto, DriverKind::Uring, DriverKind::Threads] {
+        let own = [DriverKind::Auto, DriverKind::Uring, DriverKind::Threads];
+        for kind in own.into_iter().chain(hosted()) {
             let (sender, reports) = channel();
             let reporter = Reporter(sender.clone());
             launch(options(kind, dir.path().to_owned()), reporter)
@@ -221,6 +232,9 @@ mod tests {
             let name = reports.recv().unwrap().unwrap_or("refused");
             match (kind, has_uring) {
                 (DriverKind::Threads, _) | (DriverKind::Auto, false) => assert_eq!(name, "threads"),
+                (DriverKind::Glommio | DriverKind::TokioUring, _) => {
+                    assert_eq!(name, kind.to_string());
+                }
                 (_, true) => assert_eq!(name, "uring"),
                 (_, false) => assert_eq!(name, "refused"),
             }
@@ -251,7 +265,8 @@ mod tests {
     #[test]
     fn panic_ends_the_thread_and_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        for kind in [DriverKind::Auto, DriverKind::Threads] {
+        let own = [DriverKind::Auto, DriverKind::Threads];
+        for kind in own.into_iter().chain(hosted()) {
             let thread = launch(options(kind, dir.path().to_owned()), Panicker).unwrap();
             assert_eq!(thread.join().unwrap_err().kind(), ErrorKind::Internal);
         }

@@ -1,7 +1,8 @@
 //! The one door to the kernel: time, tasks, randomness and files come through a [`Driver`].
 //!
 //! The shard's code is generic over it, so that the very same code runs on io_uring, on a pool of
-//! blocking threads, and in the simulator, where a seed decides everything.
+//! blocking threads, on two runtimes of others, and in the simulator, where a seed decides
+//! everything.
 //!
 //! Rules that every driver keeps, and the conformance suite (`io::suite`) checks:
 //! 1. Buffers are owned by the driver from the first poll of an operation to its completion.
@@ -15,9 +16,14 @@
 //!    directories 0700.
 //! 6. An operation is submitted at its first poll.
 
+mod beneath;
 pub(crate) mod clock;
 mod disk;
 pub(crate) mod executor;
+#[cfg(feature = "glommio")]
+mod glommio;
+#[cfg(any(feature = "glommio", feature = "tokio-uring"))]
+mod hosted;
 pub(crate) mod launch;
 pub(crate) mod lock;
 pub(crate) mod retry;
@@ -30,6 +36,8 @@ pub(crate) mod sim;
 #[cfg(test)]
 pub(crate) mod suite;
 mod threads;
+#[cfg(feature = "tokio-uring")]
+mod tokio_uring;
 mod uring;
 
 use crate::buf::{AlignedBuf, BufPool};

@@ -6,7 +6,7 @@
 
 mod real;
 
-pub(crate) use real::has_uring;
+pub(crate) use real::{has_uring, hosted};
 
 use crate::buf::AlignedBuf;
 use crate::io::{Driver, DriverFile, Durability, OpenMode};

@@ -22,7 +22,7 @@ mod request;
 
 pub(crate) use driver::{Unbuilt, Uring};
 pub(crate) use refusal::Refusal;
-#[cfg(test)]
+#[cfg(any(test, feature = "glommio", feature = "tokio-uring"))]
 pub(crate) use refusal::probe;
 
 use crate::buf::{Arena, BufPool};

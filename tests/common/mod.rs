@@ -50,7 +50,7 @@ impl Setup {
     }
 }
 
-/// The drivers that work here. Says so when the kernel has no io_uring for us.
+/// The drivers that are built and work here. Says so when the kernel has no io_uring for us.
 pub(crate) fn drivers() -> &'static [DriverKind] {
     static DRIVERS: OnceLock<Vec<DriverKind>> = OnceLock::new();
     DRIVERS.get_or_init(|| {
@@ -64,7 +64,16 @@ pub(crate) fn drivers() -> &'static [DriverKind] {
             thread.join().unwrap()
         });
         match probe {
-            Ok(()) => vec![DriverKind::Uring, DriverKind::Threads],
+            Ok(()) => {
+                let mut drivers = vec![DriverKind::Uring, DriverKind::Threads];
+                if cfg!(feature = "glommio") {
+                    drivers.push(DriverKind::Glommio);
+                }
+                if cfg!(feature = "tokio-uring") {
+                    drivers.push(DriverKind::TokioUring);
+                }
+                drivers
+            }
             Err(error) => {
                 println!("SKIPPED the io_uring driver: {error}");
                 vec![DriverKind::Threads]
@@ -78,7 +87,7 @@ pub(crate) fn best_driver() -> DriverKind {
     drivers()[0]
 }
 
-/// Every setup: both drivers, tiny stores of one and three shards, and the defaults.
+/// Every setup: all drivers, tiny stores of one and three shards, and the defaults.
 pub(crate) fn setups() -> Vec<Setup> {
     let mut setups = Vec::new();
     for &driver in drivers() {

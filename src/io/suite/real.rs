@@ -159,19 +159,22 @@ impl Stage {
         }
     }
 
-    /// Runs the suite on a thread of its own.
-    fn run(self) {
-        let root = self.dir.path().to_owned();
-        let options = Launch {
+    fn launch(&self) -> Launch {
+        Launch {
             kind: self.kind,
-            root: root.clone(),
+            root: self.dir.path().to_owned(),
             shard: ShardId(0),
             core: None,
             idle_spin: self.idle_spin,
             arena_bytes: self.arena_bytes,
             lock: None,
-        };
-        launch(options, Suite(root)).unwrap().join().unwrap();
+        }
+    }
+
+    /// Runs the suite on a thread of its own.
+    fn run(self) {
+        let main = Suite(self.dir.path().to_owned());
+        launch(self.launch(), main).unwrap().join().unwrap();
     }
 }
 
@@ -197,6 +200,13 @@ pub(crate) fn has_uring() -> bool {
     probe.is_ok()
 }
 
+/// The drivers on runtimes of others that this build has, where there is an io_uring.
+pub(crate) fn hosted() -> Vec<DriverKind> {
+    let kinds = [DriverKind::Glommio, DriverKind::TokioUring];
+    let is_built = |kind: &DriverKind| kind.check().is_ok() && has_uring();
+    kinds.into_iter().filter(is_built).collect()
+}
+
 #[test]
 fn uring_conforms() {
     if has_uring() {
@@ -220,10 +230,73 @@ fn threads_conform() {
     Stage::new(DriverKind::Threads).run();
 }
 
+#[cfg(any(feature = "glommio", feature = "tokio-uring"))]
 #[test]
-fn both_conform_without_direct_io() {
+fn hosted_conform() {
+    for kind in hosted() {
+        Stage::new(kind).run();
+    }
+}
+
+#[cfg(any(feature = "glommio", feature = "tokio-uring"))]
+#[test]
+fn hosted_with_arena_and_spinning_conform() {
+    for kind in hosted() {
+        let mut stage = Stage::new(kind);
+        stage.arena_bytes = 4 << 20;
+        stage.idle_spin = Duration::from_micros(50);
+        stage.run();
+    }
+}
+
+/// What a life in a runtime leaves behind: no descriptor, in the process or among its threads.
+#[cfg(any(feature = "glommio", feature = "tokio-uring"))]
+#[test]
+fn hosted_leave_no_descriptor() {
+    struct Dropper;
+
+    impl ShardMain for Dropper {
+        async fn run<D: Driver>(self, driver: D) {
+            let file = fresh(&driver, "left").await;
+            write(&driver, &file, 1, 0, PAGE).await;
+            for _ in 0..100 {
+                let (file, buf) = (file.clone(), driver.pool().take(PAGE));
+                let read = crate::io::DriverFile::read(&file, 0, buf);
+                driver.spawn(async move { drop(read.await) });
+                driver.spawn(std::future::pending());
+            }
+            driver.sleep(Duration::from_micros(10)).await;
+            driver.unlink("left").await.unwrap();
+        }
+
+        fn refused(self, error: Error) {
+            panic!("{error}");
+        }
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let links = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+        links.filter(|link| link.starts_with(dir.path())).count()
+    };
+    for kind in hosted() {
+        for _ in 0..5 {
+            let mut stage = Stage::new(kind).launch();
+            stage.root = dir.path().to_owned();
+            launch(stage, Dropper).unwrap().join().unwrap();
+            assert_eq!(open(), 0, "{kind}");
+        }
+    }
+}
+
+#[test]
+fn all_conform_without_direct_io() {
     const MEMORY: &str = "/dev/shm";
-    for kind in [DriverKind::Auto, DriverKind::Threads] {
+    for kind in [DriverKind::Auto, DriverKind::Threads]
+        .into_iter()
+        .chain(hosted())
+    {
         let mut stage = Stage::new(kind);
         let Ok(dir) = tempfile::tempdir_in(MEMORY) else {
             eprintln!("skipped: no {MEMORY}");

@@ -45,7 +45,7 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// Names the cause behind an error of `io_uring_setup`.
-    pub(super) fn from_setup(error: io::Error) -> Refusal {
+    pub(crate) fn from_setup(error: io::Error) -> Refusal {
         use nix::libc;
         match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => match switched_off() {
@@ -113,7 +113,7 @@ impl From<Refusal> for Error {
 }
 
 /// Whether a ring can be had here and now.
-#[cfg(test)]
+#[cfg(any(test, feature = "glommio", feature = "tokio-uring"))]
 pub(crate) fn probe() -> Result<(), Refusal> {
     build(8).map(drop)
 }
