@@ -464,12 +464,6 @@ mod tests {
         config.endpoint = Some("https://127.0.0.1/p@th".to_owned());
         config.check().unwrap();
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::ErrorKind;
 
     #[test]
     fn drivers_are_what_they_are_called_and_refused_where_they_are_not_built() {

@@ -33,7 +33,7 @@ const CHUNK_PAGES: u32 = 8;
 const RUN_CHUNKS_MAX: u32 = 32;
 
 /// Times that bytes which fail their checksum are asked for.
-const TRIES: u32 = 3;
+const TRIES: u32 = 5;
 
 /// Stands for a segment's table of sums among its chunks.
 const TABLE: u32 = u32::MAX;

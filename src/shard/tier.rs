@@ -8,8 +8,9 @@
 //! Invariants:
 //! 1. A segment is uploaded when all of it is durable here, and compared with its sums before.
 //! 2. A state is published only when every segment that it names, or that its checkpoint may refer
-//!    to, is in the bucket, and never one that goes less far than another before it. The cleaner may have made the checkpoint refer to what was logged while
-//!    it was written, so it counts only together with all segments up to its end.
+//!    to, is in the bucket, and never one that goes less far than another before it. The cleaner
+//!    may have made the checkpoint refer to what was logged while it was written, so it counts only
+//!    together with all segments up to its end.
 //! 3. An object is deleted only when a published checkpoint was begun after the last reference to
 //!    its segment had gone.
 //!
@@ -76,6 +77,7 @@ impl Uploaded {
     fn begun(&self) -> ShardState {
         let open = |held: &&Rc<Held>| held.id >= self.covers && held.lsns.get().1 <= self.next;
         let open = self.held.iter().rev().find(open);
+        let open = open.filter(|_| !planted("open_segment_unnamed"));
         ShardState {
             next: self.next,
             base: Some(self.base),
@@ -434,7 +436,9 @@ impl<D: Driver> Shard<D> {
             let Some(tier) = &mut state.tier else { return };
             let base = tier.published.as_ref().and_then(|published| published.base);
             let sequence = base.map_or(0, |base| base.sequence);
-            let gone = |(needed, _): &mut (u64, String)| *needed <= sequence;
+            let gone = |(needed, _): &mut (u64, String)| {
+                *needed <= sequence || planted("delete_before_checkpoint")
+            };
             let gone = tier.garbage.extract_if(.., gone).map(|(_, name)| name);
             gone.collect()
         };
@@ -503,8 +507,8 @@ impl<D: Driver> Shard<D> {
         self.published(self.last_lsn()).await
     }
 
-    /// Waits until the log counts in the bucket up to `lsn`. Fails when the bucket is away, or when a
-    /// checkpoint that is needed for that cannot be had for long.
+    /// Waits until the log counts in the bucket up to `lsn`. Fails when the bucket is away, or when
+    /// a checkpoint that is needed for that cannot be had for long.
     pub(super) async fn published(&self, lsn: Lsn) -> Result<()> {
         let open = {
             let state = self.0.state.borrow();

@@ -25,10 +25,12 @@ enum Press {
     Reads,
     /// What is read stays in memory, is read again, and changes meanwhile.
     Hits,
+    /// There is a remote, and machines are lost.
+    Remote,
 }
 
 /// Planted bugs, and within how many seeds each must be caught.
-const TEETH: [(&str, Press, u64); 19] = [
+const TEETH: [(&str, Press, u64); 25] = [
     ("ack_before_sync", Press::No, 40),
     ("believe_retried_sync", Press::Syncs, 60),
     ("believe_what_is_found", Press::Syncs, 120),
@@ -36,25 +38,32 @@ const TEETH: [(&str, Press, u64); 19] = [
     ("clone_without_reference", Press::No, 40),
     ("cut_at_first_bad", Press::Pages, 900),
     ("cut_not_lowered", Press::No, 40),
+    ("delete_before_checkpoint", Press::Remote, 40),
     ("directory_not_synced", Press::No, 40),
     ("dropped_read_frees_buffer", Press::Reads, 40),
+    ("evict_before_upload", Press::Remote, 200),
     ("free_before_checkpoint", Press::No, 120),
+    ("free_what_is_moved_to", Press::Remote, 200),
     ("insert_without_looking", Press::Hits, 40),
     ("no_generation_in_checksum", Press::Lost, 240),
     ("old_one_goes_first", Press::Moves, 200),
+    ("publish_out_of_order", Press::Remote, 40),
     ("skip_batch_checksum", Press::No, 40),
     ("skip_page_checksum", Press::No, 300),
+    ("skip_remote_checksum", Press::Remote, 1500),
     ("sync_covers_later_writes", Press::No, 40),
     ("truncate_keeps_extents", Press::No, 40),
     ("truncate_keeps_hits", Press::Hits, 40),
     ("zeros_for_missing", Press::Files, 120),
+    ("zombie_not_fenced", Press::Remote, 40),
 ];
 
 fn pressed(seed: u64, press: Press) -> Plan {
-    let mut plan = Plan::from_seed(seed);
+    let has_remote = matches!(press, Press::Remote);
+    let mut plan = Plan::with_remote_from_seed(seed, has_remote);
     let mut rng = fastrand::Rng::with_seed(seed);
     match press {
-        Press::No => return plan,
+        Press::No | Press::Remote => return plan,
         Press::Moves => {
             plan.settings.shards = 3;
             plan.settings.local_bytes = 0;
@@ -216,6 +225,16 @@ fn fresh_seeds_are_clean() {
 }
 
 #[test]
+fn fresh_seeds_with_a_remote_are_clean() {
+    let mut campaign = Campaign::with_remote();
+    for seed in 1_000_000..1_000_040 {
+        if let Some(failure) = campaign.run_seed(seed) {
+            panic!("seed {seed}: {failure}");
+        }
+    }
+}
+
+#[test]
 fn the_corpus_is_clean() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plans");
     let mut plans: Vec<_> = std::fs::read_dir(dir)
@@ -260,6 +279,22 @@ fn planted_bugs_are_caught() {
         }
     }
     assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+/// What seeds meet once in thousands is caught by the plan that found it first.
+#[test]
+fn plans_catch_what_they_are_kept_for() {
+    let open = include_str!("../../tests/plans/open-segment-behind-an-uploaded-checkpoint.plan");
+    let moved = include_str!("../../tests/plans/moved-payload-rises-from-the-remote.plan");
+    for (bug, plan) in [
+        ("open_segment_unnamed", open),
+        ("shards_need_nothing", moved),
+    ] {
+        arm(Some(bug));
+        let failure = run(&plan.parse().expect("a plan")).failure;
+        arm(None);
+        assert!(failure.is_some(), "not caught: {bug}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::manifest::{MANIFEST_PREFIX, Manifest, ShardState, manifest_name};
 use super::{BACKOFF_MIN, Runtime, Service, TRY_TIMEOUT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::checksum::StoreId;
-use crate::marks::mark;
+use crate::marks::{mark, planted};
 use crate::remote::{Created, Failure, FailureKind, Remote, creates_conditionally};
 use crate::sync::signal::Signal;
 use crate::sync::slot::Reply;
@@ -247,7 +247,10 @@ impl<R: Runtime> Publisher<R> {
                     return None;
                 }
             }
-            let met = |needs: &Needs| shards[usize::from(needs.shard.0)].next >= needs.before;
+            let met = |needs: &Needs| {
+                shards[usize::from(needs.shard.0)].next >= needs.before
+                    || planted("shards_need_nothing")
+            };
             let before = chosen.len();
             chosen.retain(|index| {
                 let update = &state.updates[*index];
@@ -342,7 +345,7 @@ async fn make(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<b
         // It may have been made at an earlier try that seemed to fail.
         Created::Exists => {
             let there = remote.get(&name, 0, MANIFEST_BYTES_MAX).await?;
-            if there == body {
+            if there == body || planted("zombie_not_fenced") {
                 mark("manifest was made at an earlier try");
                 return Ok(true);
             }

@@ -234,8 +234,8 @@ impl<D: Driver> Shard<D> {
             let base = tier.published.as_ref().and_then(|state| state.base);
             base.map(|base| base_name(shard, base.sequence, base.epoch))
         };
-        // This opening's own may be on its way to count, and a later one's counts already, if this is
-        // a machine that was taken for dead.
+        // This opening's own may be on its way to count, and a later one's counts already, if this
+        // is a machine that was taken for dead.
         let own = self.0.params.epoch;
         let is_older =
             |name: &str| parse_base_name(shard, name).is_some_and(|(_, epoch)| epoch < own);
