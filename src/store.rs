@@ -730,5 +730,7 @@ fn gone() -> Error {
 }
 
 fn needs_remote(what: &str) -> Error {
-    Error::invalid(format!("{what} needs a remote: set Config::remote"))
+    Error::invalid(format!(
+        "{what} needs a remote: set Config::remote (--remote URL)"
+    ))
 }

@@ -112,6 +112,29 @@ fn evicted_bytes_come_back() {
     });
 }
 
+/// Opened without its remote, a store would be without its evicted bytes; it takes no harm.
+#[test]
+fn store_with_evicted_bytes_is_not_opened_without_its_remote() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let store = Store::open(config(dir.path(), "left-out")).await.unwrap();
+        let data = bytes(7, 300_000);
+        store.write_at(&id("a"), 0, data.clone()).await.unwrap();
+        store.evict(&id("a")).await.unwrap();
+        store.close().await.unwrap();
+
+        let mut without = config(dir.path(), "left-out");
+        without.remote = None;
+        let error = Store::open(without).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("remote"), "{error}");
+
+        let store = Store::open(config(dir.path(), "left-out")).await.unwrap();
+        assert_eq!(read(&store, &id("a")).await, data);
+        store.close().await.unwrap();
+    });
+}
+
 // scenario 84: with a remote, a store that is written to far beyond its limit goes on
 // S-29
 #[test]

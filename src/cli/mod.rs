@@ -34,7 +34,7 @@ use anyhow::Context;
 use args::{Arguments, Command, Global};
 use clap::Parser;
 use outcome::{Code, Interrupted, Report, UsageError, code_of, is_broken_pipe, message};
-use ringstore::{Config, DriverKind, RemoteConfig, Store};
+use ringstore::{Config, DriverKind, ErrorKind, RemoteConfig, Store};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -130,8 +130,17 @@ async fn run(global: &Global, command: Command) -> anyhow::Result<Report> {
     };
     let result = on_store(&store, global, command).await;
     let closed = store.close().await;
-    let report = result?;
-    closed.context("the store could not be closed")?;
+    let mut report = result?;
+    match closed {
+        // Everything is on this machine, and goes on to the remote at the next opening.
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            tracing::warn!("{error}");
+            if report.code == Code::Ok {
+                report.code = Code::Degraded;
+            }
+        }
+        closed => closed.context("the store could not be closed")?,
+    }
     Ok(report)
 }
 

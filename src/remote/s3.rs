@@ -4,8 +4,8 @@
 //! *`, ranged reads, listings and batch deletes, of names in one flat folder.
 //!
 //! 1. Nothing is asked when it is opened: a server that is away is met by the requests.
-//! 2. Bodies go out as they are, unsigned and without a checksum of the server's: segments and
-//!    manifests carry their own, which are checked when they are read, whatever the server does.
+//! 2. Bodies go out as they are, unsigned, with a checksum for servers that look at it. What decides
+//!    is checked when it is read, whatever the server does: segments and manifests carry their own.
 //! 3. What arrives is counted. Fewer bytes than the object has are a failure, never a success.
 //! 4. The SDK repeats a request a few times, for the hiccups. Outages are the uploader's matter.
 //!
@@ -108,6 +108,7 @@ impl S3 {
             .bucket(&self.bucket)
             .key(self.key(name)?)
             .if_none_match("*")
+            .checksum_crc32_c(body::checksum(&parts))
             .body(body::of(parts))
             .customize()
             .disable_payload_signing()

@@ -191,6 +191,12 @@ impl<D: Driver> Recovery<'_, D> {
             .map_err(|error| self.failed("made durable", error))?;
         self.remove_leftovers(&entries).await;
         let mut recovered = self.load_newest_checkpoint(&entries).await?;
+        let is_away = |held: &Rc<Held>| held.file().is_none();
+        if self.params.remote.is_none() && recovered.segments.iter().any(is_away) {
+            return Err(Error::invalid(
+                "some bytes of this store are only in its remote: set Config::remote (--remote URL)",
+            ));
+        }
         let candidates = self.find_candidates(&entries, &mut recovered).await?;
         self.replay(candidates, &mut recovered).await?;
         recovered.map.finish_replay();
@@ -421,7 +427,7 @@ impl Loading {
             } => {
                 let somewhere = match file {
                     Some(file) => file < NUMBER_MAX,
-                    None => uploaded && params.remote.is_some(),
+                    None => uploaded,
                 };
                 let numbers = lsns.0.0 < NUMBER_MAX && lsns.1.0 < NUMBER_MAX;
                 let sane = segment.is_valid() && pages > 0 && somewhere && numbers;

@@ -41,7 +41,7 @@ impl Store {
     ) -> Result<Store> {
         let Some(remote) = &config.remote else {
             return Err(Error::invalid(
-                "a rebuild needs a remote: set Config::remote",
+                "a rebuild needs a remote: set Config::remote (--remote URL)",
             ));
         };
         let (client, uploader) = uploader(None);

@@ -69,6 +69,12 @@ const HEALTH_FAILURES: u32 = 3;
 /// Pause between two questions whether a bad bucket is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a probe may take: it asks for a name, and gets no bytes.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From when on a request is slow, so that the bucket is asked whether it is there.
+const SLOW: Duration = Duration::from_secs(10);
+
 /// Time and tasks of the thread that the uploader lives on.
 pub(crate) trait Runtime: Clone + 'static {
     fn now(&self) -> Nanos;
@@ -462,7 +468,16 @@ impl<R: Runtime> Service<R> {
         request: impl Future<Output = std::result::Result<T, Failure>>,
     ) -> std::result::Result<T, Failure> {
         let slow = || Failure::new(FailureKind::Transient, format!("no answer in {timeout:?}"));
-        let result = within(&self.0.runtime, timeout, request).await;
+        let mut request = std::pin::pin!(request);
+        let soon = SLOW.min(timeout);
+        let result = match within(&self.0.runtime, soon, request.as_mut()).await {
+            None if soon < timeout => {
+                // It may be a large one, or nobody may be there.
+                self.start_probing();
+                within(&self.0.runtime, timeout - soon, request).await
+            }
+            result => result,
+        };
         let result = result.unwrap_or_else(|| Err(slow()));
         match &result {
             Err(failure) if failure.kind != FailureKind::Missing => {
@@ -480,18 +495,20 @@ impl<R: Runtime> Service<R> {
         result
     }
 
-    /// Asks a bad bucket now and then whether it is back.
+    /// Asks a bucket that is bad, or slow, whether it is there, until it is.
     fn start_probing(&self) {
         if self.0.probing.replace(true) {
             return;
         }
         let service = self.clone();
         self.0.runtime.spawn(async move {
-            while !service.0.health.is_good() {
+            loop {
                 service.0.runtime.sleep(PROBE_PAUSE).await;
                 let probe = service.0.remote.list(manifest::MANIFEST_PREFIX, None, 1);
                 // How it went is noted where it counts.
-                let _ = service.tried(HEDGE_AFTER * 5, probe).await;
+                if service.tried(PROBE_TIMEOUT, probe).await.is_ok() {
+                    break;
+                }
             }
             service.0.probing.set(false);
         });

@@ -45,6 +45,8 @@ pub enum Fault {
     DropBefore,
     /// The connection goes after it was done.
     DropAfter,
+    /// A byte of the request's body is another one.
+    Altered,
     /// Half of the answer's body, then the connection goes.
     Cut,
 }
@@ -179,7 +181,11 @@ async fn answer(
         Some(Fault::DropBefore) => return Err(io::ErrorKind::ConnectionReset.into()),
         _ => {}
     }
-    let answered = service.call(request.map(s3s::Body::from)).await;
+    let request = match fault {
+        Some(Fault::Altered) => altered(request).await?,
+        _ => request.map(s3s::Body::from),
+    };
+    let answered = service.call(request).await;
     let answered = answered.map_err(|error| io::Error::other(format!("{error:?}")))?;
     let (head, body) = answered.into_parts();
     let body = read_all(body).await?;
@@ -195,6 +201,15 @@ async fn answer(
             Ok(Response::from_parts(head, answer))
         }
     }
+}
+
+/// The request with a flipped bit in the middle of its body.
+async fn altered(request: Request<Incoming>) -> io::Result<Request<s3s::Body>> {
+    let (head, body) = request.into_parts();
+    let mut body = read_all(body).await?.to_vec();
+    let middle = body.len() / 2;
+    body[middle] ^= 1;
+    Ok(Request::from_parts(head, Bytes::from(body).into()))
 }
 
 /// An answer of a proxy or of an overloaded server.

@@ -1,7 +1,9 @@
 //! A request's body of several parts, sent as they lie in memory, again if an attempt fails.
 
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use aws_smithy_types::base64;
 use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, Digest};
 use http_body::{Body, Frame, SizeHint};
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,6 +18,13 @@ pub(super) fn of(parts: Vec<Bytes>) -> ByteStream {
             ByteStream::new(SdkBody::retryable(again))
         }
     }
+}
+
+/// CRC-32C of the parts, one after the other, as S3 has it: big-endian and in Base64.
+pub(super) fn checksum(parts: &[Bytes]) -> String {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    parts.iter().for_each(|part| digest.update(part));
+    base64::encode((digest.finalize() as u32).to_be_bytes())
 }
 
 struct Parts {

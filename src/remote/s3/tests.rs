@@ -80,7 +80,7 @@ async fn request(bucket: &S3, method: &Method) -> Result<String, Failure> {
 #[test]
 fn faults() {
     use FailureKind::{Refused, Transient};
-    use Fault::{After, Before, Cut, DropAfter, DropBefore};
+    use Fault::{After, Altered, Before, Cut, DropAfter, DropBefore};
     let put = || Method::PUT;
     let get = || Method::GET;
     let rows: Vec<(Method, Fault, usize, Result<&str, FailureKind>)> = vec![
@@ -98,6 +98,7 @@ fn faults() {
         (put(), Before(409), 1, Err(Transient)),
         (put(), Before(403), 1, Err(Refused)),
         (put(), Before(412), 1, Ok("E")),
+        (put(), Altered, 1, Ok("N")),
         (put(), Before(429), 9, Err(Transient)),
         (get(), Before(403), 1, Err(Refused)),
         (get(), Before(404), 1, Err(Refused)),
@@ -106,6 +107,7 @@ fn faults() {
         (put(), Before(503), 9, Err(Transient)),
         (put(), After(500), 9, Err(Transient)),
         (put(), DropAfter, 9, Err(Transient)),
+        (put(), Altered, 9, Err(Transient)),
         (get(), Before(503), 9, Err(Transient)),
         (get(), DropBefore, 9, Err(Transient)),
         (Method::HEAD, Before(500), 9, Err(Transient)),
