@@ -219,7 +219,14 @@ fn case_json(case: &Case) -> Value {
     let targets: Vec<Value> = case
         .verdicts
         .iter()
-        .map(|it| json!({"target": it.text, "reached": it.value, "limit": it.limit, "met": it.is_met}))
+        .map(|it| {
+            json!({
+                "target": it.text,
+                "reached": it.value,
+                "limit": it.limit,
+                "met": it.is_met,
+            })
+        })
         .collect();
     json!({
         "row": case.row,

@@ -2,8 +2,8 @@
 //!
 //! A store that is killed is filled by this program in a process of its own, which is then killed
 //! with signal 9, for each round anew. How much of the log is behind the last checkpoint is the
-//! engine's affair; what it read at opening stands beside the time. Where there is a tail, fio
-//! reads as much in order.
+//! engine's affair; what the device read at opening stands beside the time, as the bytes of the
+//! operation. Where there is a tail, fio reads as much in order.
 //!
 //! Not equalised: the kernel may still have the directory's entries in memory. What is read of
 //! files is read with O_DIRECT, so their bytes come from the disk.
@@ -23,7 +23,6 @@ use std::process::{Command, Stdio};
 const ROW: &str = "open";
 const STORE: &str = "open";
 const FILE: &str = "open.dat";
-const READ_MIB: &str = "engine-read-MiB";
 
 /// What a store is filled with.
 #[derive(Args, Clone)]
@@ -109,10 +108,9 @@ impl Work<'_> {
         let mut sample = meter.stop(1, 0, histogram());
         let ns = sample.span.as_nanos() as u64;
         sample.latency.saturating_record(ns);
-        let read = self.bench.stats(&store)?.device_read_bytes;
-        sample.bytes = read;
         self.bench.close(store)?;
-        Ok(sample.with(READ_MIB, read as f64 / MIB as f64))
+        sample.bytes = sample.device.map_or(0, |traffic| traffic.read);
+        Ok(sample)
     }
 }
 
