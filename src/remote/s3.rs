@@ -4,8 +4,8 @@
 //! *`, ranged reads, listings and batch deletes, of names in one flat folder.
 //!
 //! 1. Nothing is asked when it is opened: a server that is away is met by the requests.
-//! 2. Bodies go out as they are, unsigned, with a checksum for servers that look at it. What decides
-//!    is checked when it is read, whatever the server does: segments and manifests carry their own.
+//! 2. Bodies go out as they are, unsigned, with a checksum for servers that look at it. Whatever
+//!    those do, segments and manifests carry their own, which are checked when they are read.
 //! 3. What arrives is counted. Fewer bytes than the object has are a failure, never a success.
 //! 4. The SDK repeats a request a few times, for the hiccups. Outages are the uploader's matter.
 //!

@@ -194,7 +194,8 @@ impl<D: Driver> Recovery<'_, D> {
         let is_away = |held: &Rc<Held>| held.file().is_none();
         if self.params.remote.is_none() && recovered.segments.iter().any(is_away) {
             return Err(Error::invalid(
-                "some bytes of this store are only in its remote: set Config::remote (--remote URL)",
+                "some bytes of this store are only in its remote: set Config::remote (--remote \
+                 URL)",
             ));
         }
         let candidates = self.find_candidates(&entries, &mut recovered).await?;
