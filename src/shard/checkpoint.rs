@@ -119,6 +119,11 @@ impl Upkeep {
         self.next_sequence
     }
 
+    /// Checkpoints from now on have numbers behind this one.
+    pub(super) fn number_after(&mut self, sequence: u64) {
+        self.next_sequence = self.next_sequence.max(sequence + 1);
+    }
+
     /// The newest checkpoint.
     pub(super) fn newest(&self) -> Option<Kept> {
         self.kept.back().copied()

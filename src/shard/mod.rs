@@ -424,7 +424,7 @@ impl<D: Driver> Shard<D> {
                             reply.send(shard.settle_claims(&claims).await);
                         }
                         Control::Health(reply) => reply.send(shard.health()),
-                        Control::Disown { ids, reply } => reply.send(shard.disown(&ids).await),
+                        Control::Disown { ids, reply } => reply.send(shard.give_up(&ids).await),
                     }
                 });
             }

@@ -135,12 +135,26 @@ impl<D: Driver> Shard<D> {
             ending: Cell::new(false),
             persisted: Cell::new(false),
         }));
-        if shard.0.state.borrow().stats.batches_lost > 0 {
+        let lost = shard.0.state.borrow().stats.batches_lost > 0;
+        if lost && shard.is_cut_off() {
+            // What only the checkpoints knew of the bucket must not be taken for garbage there.
+            return Err(Error::corrupt(
+                "all checkpoints of a shard are lost, and with them what is in the remote only: \
+                 rebuild the store from its remote; what was not uploaded yet is here alone",
+            ));
+        }
+        if lost {
             // Should the lost ones be readable again, they must not meet what was logged without
             // them: the numbers that they use are given out anew.
             shard.checkpoint().await?;
         }
         Ok(shard)
+    }
+
+    /// Whether no checkpoint says what is in the remote.
+    fn is_cut_off(&self) -> bool {
+        let state = self.0.state.borrow();
+        state.tier.is_some() && state.upkeep.newest().is_none()
     }
 
     /// The payloads that live here although their home is another shard.

@@ -40,17 +40,8 @@ pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Cli
     let node = random_id(driver);
     // Far beyond what any other directory of this store can have reached: no name is used twice.
     let ahead = driver.random() >> 32;
-    let manifest = client.take_over(node, ahead).await?;
+    let manifest = client.take_over(node, ahead, config.shards).await?;
     begin(driver).await?;
-    if let Some(shards) = config.shards
-        && shards != manifest.shards.len()
-    {
-        return Err(Error::invalid(format!(
-            "the store was made with another number of shards, leave it out or give that: \
-             made_with={} shards={shards}",
-            manifest.shards.len()
-        )));
-    }
     for (index, state) in manifest.shards.iter().enumerate() {
         let restore = Restore {
             driver,

@@ -77,7 +77,6 @@ impl Uploaded {
     fn begun(&self) -> ShardState {
         let open = |held: &&Rc<Held>| held.id >= self.covers && held.lsns.get().1 <= self.next;
         let open = self.held.iter().rev().find(open);
-        let open = open.filter(|_| !planted("open_segment_unnamed"));
         ShardState {
             next: self.next,
             base: Some(self.base),
@@ -273,7 +272,7 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    fn client(&self) -> Option<Client> {
+    pub(super) fn client(&self) -> Option<Client> {
         let state = self.0.state.borrow();
         state.tier.as_ref().map(|tier| tier.client.clone())
     }

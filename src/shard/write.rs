@@ -325,7 +325,7 @@ impl<D: Driver> Shard<D> {
         self.state().drop_cached(id);
         let gone = self.disown(std::slice::from_ref(id)).await;
         match gone {
-            Ok(()) => self.note_needs(shard, self.0.params.shard, self.last_lsn().next()),
+            Ok(()) => self.hand_needs_on(shard),
             Err(error) => {
                 mark("moved from a shard that could not delete");
                 routes.unsettle(id, error.kind());
@@ -337,11 +337,27 @@ impl<D: Driver> Shard<D> {
         routes.set(id, shard);
     }
 
+    /// A shard has a payload from this one: what it does with it counts only with the payload's end
+    /// here, and with what that needs.
+    fn hand_needs_on(&self, shard: ShardId) {
+        self.note_needs(shard, self.0.params.shard, self.last_lsn().next());
+        let own = self
+            .client()
+            .map(|client| client.between().needs(self.0.params.shard));
+        for needs in own
+            .into_iter()
+            .flatten()
+            .filter(|needs| needs.shard != shard)
+        {
+            self.note_needs(shard, needs.shard, needs.before);
+        }
+    }
+
     async fn delete_in_the_end(&self, id: &PayloadId, shard: ShardId) {
         loop {
             match self.disown(std::slice::from_ref(id)).await {
                 Ok(()) => {
-                    self.note_needs(shard, self.0.params.shard, self.last_lsn().next());
+                    self.hand_needs_on(shard);
                     return self.0.params.routes.settle(id);
                 }
                 Err(error) => self.0.params.routes.unsettle(id, error.kind()),
@@ -453,8 +469,23 @@ impl<D: Driver> Shard<D> {
             .filter(lost)
             .map(|claim| claim.id.clone())
             .collect();
-        self.disown(&ids).await?;
+        self.give_up(&ids).await?;
         Ok(won)
+    }
+
+    /// Deletes payloads that other shards have newer ones of. What those do with them counts in the
+    /// remote only with that.
+    pub(super) async fn give_up(&self, ids: &[PayloadId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.disown(ids).await?;
+        let own = self.0.params.shard;
+        let others = (0..self.0.params.shards as u16).map(ShardId);
+        for other in others.filter(|other| *other != own) {
+            self.note_needs(other, own, self.last_lsn().next());
+        }
+        Ok(())
     }
 }
 

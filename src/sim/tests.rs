@@ -281,22 +281,6 @@ fn planted_bugs_are_caught() {
     assert!(missed.is_empty(), "not caught: {missed:?}");
 }
 
-/// What seeds meet once in thousands is caught by the plan that found it first.
-#[test]
-fn plans_catch_what_they_are_kept_for() {
-    let open = include_str!("../../tests/plans/open-segment-behind-an-uploaded-checkpoint.plan");
-    let moved = include_str!("../../tests/plans/moved-payload-rises-from-the-remote.plan");
-    for (bug, plan) in [
-        ("open_segment_unnamed", open),
-        ("shards_need_nothing", moved),
-    ] {
-        arm(Some(bug));
-        let failure = run(&plan.parse().expect("a plan")).failure;
-        arm(None);
-        assert!(failure.is_some(), "not caught: {bug}");
-    }
-}
-
 #[test]
 fn small_programs_are_clean() {
     let mut campaign = Campaign::new();

@@ -25,7 +25,7 @@ use crate::sync::Mutex;
 use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::signal::Signal;
 use crate::sync::slot::{Reply, slot};
-use crate::types::{Epoch, Lsn, Nanos, NodeId, ShardId};
+use crate::types::{Epoch, Nanos, NodeId, ShardId};
 use between::Between;
 use bytes::Bytes;
 use manifest::{Manifest, ShardState};
@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(crate) use between::Needs;
-pub(crate) use publish::{Claimed, Identity};
+pub(crate) use publish::{Identity, Recovered};
 
 /// Requests that wait for the uploader at most; shards wait beyond that.
 const REQUESTS_MAX: usize = 1024;
@@ -159,8 +159,8 @@ impl Health {
 enum Request {
     Claimed {
         shard: ShardId,
-        recovered: Lsn,
-        reply: Reply<Result<Claimed>>,
+        recovered: Recovered,
+        reply: Reply<Result<ShardState>>,
     },
     Create {
         name: String,
@@ -182,6 +182,7 @@ enum Request {
     TakeOver {
         node: NodeId,
         ahead: u64,
+        shards: Option<usize>,
         reply: Reply<Result<Manifest>>,
     },
     Delete {
@@ -242,9 +243,8 @@ impl Client {
         &self.between
     }
 
-    /// What the bucket has of a shard, when this opening has taken the bucket. The shard has
-    /// recovered everything up to a batch.
-    pub(crate) async fn claimed(&self, shard: ShardId, recovered: Lsn) -> Result<Claimed> {
+    /// What the bucket has of a shard, when this opening has taken the bucket.
+    pub(crate) async fn claimed(&self, shard: ShardId, recovered: Recovered) -> Result<ShardState> {
         self.ask(|reply| Request::Claimed {
             shard,
             recovered,
@@ -255,9 +255,20 @@ impl Client {
 
     /// Takes the bucket from whoever has it, for a node without anything of its own. Its epoch is
     /// so far ahead of theirs. `InvalidInput` if the bucket holds no store.
-    pub(crate) async fn take_over(&self, node: NodeId, ahead: u64) -> Result<Manifest> {
-        self.ask(|reply| Request::TakeOver { node, ahead, reply })
-            .await
+    /// The same, and nothing is taken, if it was made with another number of shards than this.
+    pub(crate) async fn take_over(
+        &self,
+        node: NodeId,
+        ahead: u64,
+        shards: Option<usize>,
+    ) -> Result<Manifest> {
+        self.ask(|reply| Request::TakeOver {
+            node,
+            ahead,
+            shards,
+            reply,
+        })
+        .await
     }
 
     /// Makes an object, however long it takes.
@@ -376,8 +387,13 @@ impl<R: Runtime> Service<R> {
                 reply,
             } => publisher.register(shard, recovered, reply),
             Request::Publish(update) => publisher.submit(update),
-            Request::TakeOver { node, ahead, reply } => self.0.runtime.spawn(async move {
-                reply.send(publish::take_over(&service, node, ahead).await);
+            Request::TakeOver {
+                node,
+                ahead,
+                shards,
+                reply,
+            } => self.0.runtime.spawn(async move {
+                reply.send(publish::take_over(&service, node, ahead, shards).await);
             }),
             Request::Create { name, body, reply } => self.0.runtime.spawn(async move {
                 reply.send(service.create(&name, body).await);

@@ -46,11 +46,13 @@ pub(crate) struct Identity {
     pub(crate) unfenced: bool,
 }
 
-/// What the bucket had of a shard when it was taken.
-pub(crate) struct Claimed {
-    pub(crate) state: ShardState,
-    /// There was no store in the bucket.
-    pub(crate) was_empty: bool,
+/// What a shard has after its opening.
+#[derive(Clone, Copy)]
+pub(crate) struct Recovered {
+    /// The batch behind the last one.
+    pub(crate) end: Lsn,
+    /// It believes that something of it is in the bucket.
+    pub(crate) any_uploaded: bool,
 }
 
 /// What a shard wants to have published.
@@ -62,15 +64,15 @@ pub(super) struct Update {
 }
 
 /// A shard that waits for the bucket to be taken.
-type Registration = (ShardId, Reply<Result<Claimed>>);
+type Registration = (ShardId, Reply<Result<ShardState>>);
 
 #[derive(Default)]
 struct State {
     /// What counts now; `None` until the bucket is taken.
     current: Option<Manifest>,
     registered: Vec<Registration>,
-    /// Up to where each shard has recovered, until all of that is published.
-    recovered: Option<Vec<Option<Lsn>>>,
+    /// What each shard has recovered, until all of that is published.
+    recovered: Option<Vec<Option<Recovered>>>,
     updates: Vec<Update>,
 }
 
@@ -111,7 +113,12 @@ impl<R: Runtime> Publisher<R> {
     }
 
     /// A shard asks for what the bucket has of it.
-    pub(super) fn register(&self, shard: ShardId, recovered: Lsn, reply: Reply<Result<Claimed>>) {
+    pub(super) fn register(
+        &self,
+        shard: ShardId,
+        recovered: Recovered,
+        reply: Reply<Result<ShardState>>,
+    ) {
         let mut state = self.state.borrow_mut();
         if let Some(all) = &mut state.recovered {
             all[usize::from(shard.0)] = Some(recovered);
@@ -135,10 +142,7 @@ impl<R: Runtime> Publisher<R> {
         }
         for (shard, reply) in std::mem::take(&mut state.registered) {
             reply.send(match (&fenced, &state.current) {
-                (None, Some(current)) => Ok(Claimed {
-                    state: current.shards[usize::from(shard.0)].clone(),
-                    was_empty: current.claim == 1,
-                }),
+                (None, Some(current)) => Ok(current.shards[usize::from(shard.0)].clone()),
                 (Some(error), _) => Err(error.clone()),
                 (None, None) => unreachable!("one of them is there"),
             });
@@ -193,9 +197,11 @@ impl<R: Runtime> Publisher<R> {
     ) -> std::result::Result<Result<Manifest>, Failure> {
         let remote = &*self.service.0.remote;
         let newest = self.service.tried(TRY_TIMEOUT, newest(remote)).await?;
-        if let Some(newest) = &newest
-            && let Err(error) = may_follow(identity, newest)
-        {
+        let may = match &newest {
+            Some(newest) => may_follow(identity, newest),
+            None => self.may_begin().await,
+        };
+        if let Err(error) = may {
             return Ok(Err(error));
         }
         let probe = creates_conditionally(remote, self.writer);
@@ -229,6 +235,25 @@ impl<R: Runtime> Publisher<R> {
         }
     }
 
+    /// Whether the store may begin in an empty bucket: not if it has been in another one, or in this
+    /// one before it was emptied.
+    async fn may_begin(&self) -> Result<()> {
+        let uploaded = || {
+            let state = self.state.borrow();
+            let all = state.recovered.iter().flatten();
+            let uploaded = |all: &Option<Recovered>| Some((*all)?.any_uploaded);
+            let uploaded: Option<Vec<bool>> = all.map(uploaded).collect();
+            uploaded.map(|uploaded| uploaded.contains(&true))
+        };
+        match self.due.until(uploaded).await {
+            false => Ok(()),
+            true => Err(Error::invalid(
+                "the remote holds nothing of this store, which has bytes in its remote: give the \
+                 one that it had",
+            )),
+        }
+    }
+
     /// The next manifest's states and the updates that are in it, if there is anything to publish.
     fn choose(&self, state: &State) -> Option<(Vec<ShardState>, Vec<usize>)> {
         let current = state.current.as_ref()?;
@@ -240,17 +265,14 @@ impl<R: Runtime> Publisher<R> {
                 shards[usize::from(update.shard.0)] = update.state.clone();
             }
             if let Some(recovered) = &state.recovered {
-                let complete = |(shard, end): (&ShardState, &Option<Lsn>)| {
-                    end.is_some_and(|end| shard.next >= end)
+                let complete = |(shard, all): (&ShardState, &Option<Recovered>)| {
+                    all.is_some_and(|all| shard.next >= all.end)
                 };
                 if !shards.iter().zip(recovered).all(complete) {
                     return None;
                 }
             }
-            let met = |needs: &Needs| {
-                shards[usize::from(needs.shard.0)].next >= needs.before
-                    || planted("shards_need_nothing")
-            };
+            let met = |needs: &Needs| shards[usize::from(needs.shard.0)].next >= needs.before;
             let before = chosen.len();
             chosen.retain(|index| {
                 let update = &state.updates[*index];
@@ -382,6 +404,7 @@ pub(super) async fn take_over<R: Runtime>(
     service: &Service<R>,
     node: NodeId,
     ahead: u64,
+    shards: Option<usize>,
 ) -> Result<Manifest> {
     let writer = service.0.runtime.random();
     let mut pause = BACKOFF_MIN;
@@ -391,6 +414,13 @@ pub(super) async fn take_over<R: Runtime>(
             let Some(newest) = newest(remote).await? else {
                 return Ok(Err(Error::invalid("the remote holds no store")));
             };
+            let made_with = newest.shards.len();
+            if let Some(shards) = shards.filter(|shards| *shards != made_with) {
+                return Ok(Err(Error::invalid(format!(
+                    "the store was made with another number of shards, leave it out or give that: \
+                     made_with={made_with} shards={shards}"
+                ))));
+            }
             let number = newest.number + 1;
             let claim = Manifest {
                 number,

@@ -335,6 +335,11 @@ impl S3 for Bucket {
         {
             return Err(s3_error!(IncompleteBody, "the body is short"));
         }
+        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &all) as u32;
+        let good = aws_smithy_types::base64::encode(crc.to_be_bytes());
+        if input.checksum_crc32c.is_some_and(|said| said != good) {
+            return Err(s3_error!(BadDigest, "the body is another one"));
+        }
         let is_conditional = input.if_none_match.is_some_and(|tag| tag.is_any())
             && !self.0.ignores_conditions.load(Ordering::Relaxed);
         let mut objects = self.0.objects.lock().unwrap();

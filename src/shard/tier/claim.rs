@@ -2,32 +2,23 @@
 //!
 //! Invariants are those of the parent module.
 
-use super::super::{Shard, State};
+use super::super::Shard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::types::Lsn;
-use crate::upload::Claimed;
+use crate::upload::Recovered;
 use crate::upload::manifest::ShardState;
 use std::pin::Pin;
 
-impl State {
-    /// What counts in a bucket that was taken, if it is this store's as it is.
-    fn accepts(&self, claimed: Claimed, recovered: Lsn) -> Result<ShardState> {
-        if claimed.state.next > recovered {
-            return Err(Error::new(
-                ErrorKind::Poisoned,
-                "the remote is ahead of this directory, which seems to be an old copy: rebuild it \
-                 from the remote",
-            ));
-        }
-        // Nothing is uploaded before the bucket is taken.
-        if claimed.was_empty && self.segments.any_uploaded() {
-            return Err(Error::invalid(
-                "the remote holds nothing of this store, which has bytes in its remote: give the \
-                 one that it had",
-            ));
-        }
-        Ok(claimed.state)
+/// Whether this directory may go on from what counts in the bucket.
+fn may_go_on(published: &ShardState, recovered: Lsn) -> Result<()> {
+    match published.next > recovered {
+        false => Ok(()),
+        true => Err(Error::new(
+            ErrorKind::Poisoned,
+            "the remote is ahead of this directory, which seems to be an old copy: rebuild it from \
+             the remote",
+        )),
     }
 }
 
@@ -35,9 +26,15 @@ impl<D: Driver> Shard<D> {
     /// Waits until the bucket is taken, and then keeps it up with the log.
     pub(super) async fn keep_remote_up(&self) {
         let Some(client) = self.client() else { return };
-        let recovered = self.0.state.borrow().log.end().next_lsn;
-        let claimed = client.claimed(self.0.params.shard, recovered).await;
-        let taken = self.begin_tier(claimed, recovered);
+        let recovered = {
+            let state = self.0.state.borrow();
+            Recovered {
+                end: state.log.end().next_lsn,
+                any_uploaded: state.segments.any_uploaded(),
+            }
+        };
+        let published = client.claimed(self.0.params.shard, recovered).await;
+        let taken = self.begin_tier(published, recovered.end);
         self.0.tier_changed.notify();
         self.0.upkeep_due.notify();
         if !taken {
@@ -54,10 +51,21 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Takes note of what counts in the bucket. False: nothing will be uploaded.
-    fn begin_tier(&self, claimed: Result<Claimed>, recovered: Lsn) -> bool {
+    fn begin_tier(&self, published: Result<ShardState>, recovered: Lsn) -> bool {
         let mut state = self.state();
         let state = &mut *state;
-        let accepted = claimed.and_then(|claimed| state.accepts(claimed, recovered));
+        let accepted = published.and_then(|published| {
+            may_go_on(&published, recovered)?;
+            Ok(published)
+        });
+        if let Ok(ShardState {
+            base: Some(base), ..
+        }) = &accepted
+        {
+            // After a loss of checkpoints here: what the bucket's refers to is garbage only when a
+            // later one counts.
+            state.upkeep.number_after(base.sequence);
+        }
         let recorded_from = state.upkeep.next_sequence() + 1;
         let tier = state.tier.as_mut().expect("it does not go");
         match accepted {
