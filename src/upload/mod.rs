@@ -7,13 +7,14 @@
 //! 1. What is to be kept (create, publish, delete) is tried until the bucket has taken it, however
 //!    long it is away; what somebody waits for (get) fails within `GET_TIMEOUT`.
 //! 2. At most `WINDOW_MAX` requests of the first kind are under way, fewer while the bucket balks.
-//! 3. `HEALTH_FAILURES` failures in a row turn the bucket bad, one success turns it good. While it
+//! 3. `health::FAILURES` failures in a row turn the bucket bad, one success turns it good. While it
 //!    is bad, gets fail at once, and the bucket is asked now and then whether it is back.
 //! 4. Once another engine has taken the bucket, nothing is written to it or deleted from it.
 //!
 //! Deliberately not here: which segments to upload and when (`shard::tier`).
 
 mod between;
+mod health;
 pub(crate) mod manifest;
 mod publish;
 pub(crate) mod thread;
@@ -21,20 +22,19 @@ pub(crate) mod thread;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::remote::{Created, Failure, FailureKind, Listed, Remote};
-use crate::sync::Mutex;
 use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::signal::Signal;
 use crate::sync::slot::{Reply, slot};
 use crate::types::{Epoch, Nanos, NodeId, ShardId};
 use between::Between;
 use bytes::Bytes;
+use health::Health;
 use manifest::{Manifest, ShardState};
 use publish::{Publisher, Update};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(crate) use between::Needs;
@@ -62,9 +62,6 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after a failure: the first, doubled up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// Failures in a row that turn the bucket bad.
-const HEALTH_FAILURES: u32 = 3;
 
 /// Pause between two questions whether a bad bucket is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
@@ -98,60 +95,6 @@ impl<D: Driver> Runtime for D {
 
     fn random(&self) -> u64 {
         Driver::random(self)
-    }
-}
-
-/// How the bucket is, for everybody to see.
-pub(crate) struct Health {
-    failures: AtomicU32,
-    bad: AtomicBool,
-    /// Since when, in nanoseconds; meaningful while it is bad.
-    since: AtomicU64,
-    /// Why, the last time that something failed.
-    why: Mutex<String>,
-}
-
-impl Health {
-    fn new() -> Health {
-        Health {
-            failures: AtomicU32::new(0),
-            bad: AtomicBool::new(false),
-            since: AtomicU64::new(0),
-            why: Mutex::new(String::new()),
-        }
-    }
-
-    /// Why and since when the bucket is bad; `None` while it is good.
-    pub(crate) fn bad(&self) -> Option<(Nanos, String)> {
-        let bad = self.bad.load(Ordering::Acquire);
-        bad.then(|| {
-            let since = Nanos(self.since.load(Ordering::Acquire));
-            (since, self.why.lock().clone())
-        })
-    }
-
-    pub(crate) fn is_good(&self) -> bool {
-        !self.bad.load(Ordering::Acquire)
-    }
-
-    fn note_success(&self) {
-        self.failures.store(0, Ordering::Release);
-        if self.bad.swap(false, Ordering::AcqRel) {
-            tracing::info!("the remote is back");
-        }
-    }
-
-    /// Whether this failure has turned the bucket bad.
-    fn note_failure(&self, why: &Failure, now: Nanos) -> bool {
-        let failures = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
-        *self.why.lock() = why.message.clone();
-        if failures < HEALTH_FAILURES || self.bad.load(Ordering::Acquire) {
-            return false;
-        }
-        self.since.store(now.0, Ordering::Release);
-        self.bad.store(true, Ordering::Release);
-        tracing::warn!(why = why.message, "the remote is bad");
-        true
     }
 }
 

@@ -235,8 +235,8 @@ impl<R: Runtime> Publisher<R> {
         }
     }
 
-    /// Whether the store may begin in an empty bucket: not if it has been in another one, or in this
-    /// one before it was emptied.
+    /// Whether the store may begin in an empty bucket: not if it has been in another one, or in
+    /// this one before it was emptied.
     async fn may_begin(&self) -> Result<()> {
         let uploaded = || {
             let state = self.state.borrow();
@@ -443,7 +443,7 @@ pub(super) async fn take_over<R: Runtime>(
             }
         }
     }
-    let why = service.0.health.why.lock().clone();
+    let why = service.0.health.why();
     let message = format!("the remote cannot be taken: {why}");
     Err(Error::new(ErrorKind::Unavailable, message))
 }
