@@ -25,6 +25,13 @@ fn bytes(seed: u8, len: usize) -> Bytes {
     (0..len).map(byte).collect::<Vec<u8>>().into()
 }
 
+/// A store that has this payload.
+async fn store_with(config: Config, name: &str, data: &Bytes) -> Store {
+    let store = Store::open(config).await.unwrap();
+    store.write_at(&id(name), 0, data.clone()).await.unwrap();
+    store
+}
+
 async fn read(store: &Store, id: &PayloadId) -> Bytes {
     let size = store.size(id).await.unwrap();
     let read = store.read_at(id, 0, size as usize).await.unwrap();
@@ -88,9 +95,8 @@ fn bucket_alone_is_a_store() {
 fn evicted_bytes_come_back() {
     let dir = tempfile::tempdir().unwrap();
     run(async {
-        let store = Store::open(config(dir.path(), "evicted")).await.unwrap();
         let data = bytes(7, 300_000);
-        store.write_at(&id("a"), 0, data.clone()).await.unwrap();
+        let store = store_with(config(dir.path(), "evicted"), "a", &data).await;
         let freed = store.evict(&id("a")).await.unwrap();
         assert!(freed >= 300_000, "{freed}");
         let remote: u64 = store
@@ -117,9 +123,8 @@ fn evicted_bytes_come_back() {
 fn store_with_evicted_bytes_is_not_opened_without_its_remote() {
     let dir = tempfile::tempdir().unwrap();
     run(async {
-        let store = Store::open(config(dir.path(), "left-out")).await.unwrap();
         let data = bytes(7, 300_000);
-        store.write_at(&id("a"), 0, data.clone()).await.unwrap();
+        let store = store_with(config(dir.path(), "left-out"), "a", &data).await;
         store.evict(&id("a")).await.unwrap();
         store.close().await.unwrap();
 
@@ -285,9 +290,8 @@ fn cold_reads_fetch_little() {
         config.segment_bytes = 16 << 20;
         config.prefetch_bytes_max = 0;
         config.read_buffer_bytes = 0;
-        let store = Store::open(config).await.unwrap();
         let data = bytes(3, 8 << 20);
-        store.write_at(&id("a"), 0, data.clone()).await.unwrap();
+        let store = store_with(config, "a", &data).await;
         store.evict(&id("a")).await.unwrap();
         let read = store.read_at(&id("a"), 4 << 20, 4096).await.unwrap();
         assert_eq!(read.into_bytes(), data.slice(4 << 20..(4 << 20) + 4096));
@@ -351,11 +355,7 @@ fn outage_is_survived() {
     run(async {
         let mut config = config_with_dir(dirs[0].path(), &bucket);
         config.read_buffer_bytes = 0;
-        let store = Store::open(config.clone()).await.unwrap();
-        store
-            .write_at(&id("cold"), 0, bytes(1, 30_000))
-            .await
-            .unwrap();
+        let store = store_with(config.clone(), "cold", &bytes(1, 30_000)).await;
         store.evict(&id("cold")).await.unwrap();
         std::fs::rename(&bucket, &away).unwrap();
         store
@@ -426,9 +426,7 @@ fn empty_bucket_is_not_taken_for_the_one_that_was() {
     let bucket = dirs[1].path().join("bucket");
     run(async {
         let config = config_with_dir(dirs[0].path(), &bucket);
-        let store = Store::open(config.clone()).await.unwrap();
-        let data = bytes(1, 30_000);
-        store.write_at(&id("cold"), 0, data).await.unwrap();
+        let store = store_with(config.clone(), "cold", &bytes(1, 30_000)).await;
         store.evict(&id("cold")).await.unwrap();
         store.close().await.unwrap();
         std::fs::rename(&bucket, dirs[1].path().join("away")).unwrap();

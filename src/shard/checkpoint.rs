@@ -35,7 +35,7 @@ const CHECKPOINTS_KEPT: usize = 2;
 #[derive(Default)]
 pub(super) struct Upkeep {
     /// The newest checkpoints, oldest first.
-    pub(super) kept: VecDeque<Kept>,
+    kept: VecDeque<Kept>,
     next_sequence: u64,
     /// Bytes written to the log when the last checkpoint was begun.
     logged_then: u64,
@@ -127,6 +127,14 @@ impl Upkeep {
     /// The newest checkpoint.
     pub(super) fn newest(&self) -> Option<Kept> {
         self.kept.back().copied()
+    }
+
+    /// The older one of two checkpoints, which is for the case that the newer is damaged.
+    pub(super) fn take_older(&mut self) -> Option<Kept> {
+        match self.kept.len() > 1 {
+            true => self.kept.pop_front(),
+            false => None,
+        }
     }
 
     /// All checkpoints list every segment before this one, and there are as many as there should
@@ -258,11 +266,9 @@ impl<D: Driver> Shard<D> {
         let _turn = self.checkpoint_turn().await;
         self.check_poison()?;
         let unchanged = {
-            let mut state = self.state();
-            let state = &mut *state;
-            let dead = state.dead();
+            let state = self.0.state.borrow();
             let unchanged = !state.changed_since_checkpoint();
-            if unchanged && dead.is_empty() && !anyway {
+            if unchanged && state.dead().is_empty() && !anyway {
                 return Ok(());
             }
             unchanged

@@ -135,26 +135,12 @@ impl<D: Driver> Shard<D> {
             ending: Cell::new(false),
             persisted: Cell::new(false),
         }));
-        let lost = shard.0.state.borrow().stats.batches_lost > 0;
-        if lost && shard.is_cut_off() {
-            // What only the checkpoints knew of the bucket must not be taken for garbage there.
-            return Err(Error::corrupt(
-                "all checkpoints of a shard are lost, and with them what is in the remote only: \
-                 rebuild the store from its remote; what was not uploaded yet is here alone",
-            ));
-        }
-        if lost {
+        if shard.0.state.borrow().stats.batches_lost > 0 {
             // Should the lost ones be readable again, they must not meet what was logged without
             // them: the numbers that they use are given out anew.
             shard.checkpoint().await?;
         }
         Ok(shard)
-    }
-
-    /// Whether no checkpoint says what is in the remote.
-    fn is_cut_off(&self) -> bool {
-        let state = self.0.state.borrow();
-        state.tier.is_some() && state.upkeep.newest().is_none()
     }
 
     /// The payloads that live here although their home is another shard.
@@ -214,6 +200,14 @@ impl<D: Driver> Recovery<'_, D> {
         }
         let candidates = self.find_candidates(&entries, &mut recovered).await?;
         self.replay(candidates, &mut recovered).await?;
+        let no_checkpoint = recovered.upkeep.newest().is_none();
+        if self.params.remote.is_some() && no_checkpoint && recovered.stats.batches_lost > 0 {
+            // What only the checkpoints knew of the bucket must not be taken for garbage there.
+            return Err(Error::corrupt(
+                "all checkpoints of a shard are lost, and with them what is in the remote only: \
+                 rebuild the store from its remote; what was not uploaded yet is here alone",
+            ));
+        }
         recovered.map.finish_replay();
         // A checkpoint refers to what the cleaner had moved while it was written. Should that
         // segment be lost, its number must not be used again: others' bytes would be read in its

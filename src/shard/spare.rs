@@ -5,7 +5,7 @@
 //! 2. One file is made at a time, in the background; whoever needs one waits for it in `space`.
 
 use super::Shard;
-use super::checkpoint::{Kept, checkpoint_name};
+use super::checkpoint::checkpoint_name;
 use super::space::Purpose;
 use crate::io::retry::is_exhausted;
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
@@ -125,21 +125,16 @@ impl<D: Driver> Shard<D> {
         self.0.driver.unlink(&self.0.files.path(file)).await.is_ok()
     }
 
-    /// Gives a full file system room for a checkpoint: the older one of two goes, which is for the
-    /// case that the newer is damaged, or else a free file. False if there is neither.
+    /// Gives a full file system room for a checkpoint: the older one of two goes, or else a free
+    /// file. False if there is neither.
     pub(super) async fn make_room_for_checkpoint(&self) -> bool {
-        let (checkpoint, file): (Option<Kept>, _) = {
-            let mut state = self.state();
-            match state.upkeep.kept.len() > 1 {
-                true => (state.upkeep.kept.pop_front(), None),
-                false => (None, state.segments.take_free()),
-            }
-        };
-        if let Some(Kept { sequence, .. }) = checkpoint {
+        let older = self.state().upkeep.take_older();
+        if let Some(older) = older {
             mark("older checkpoint given up for a checkpoint");
-            let path = self.0.params.path(&checkpoint_name(sequence));
+            let path = self.0.params.path(&checkpoint_name(older.sequence));
             return self.0.driver.unlink(&path).await.is_ok();
         }
+        let file = self.state().segments.take_free();
         let Some(file) = file else { return false };
         mark("reserve given up for a checkpoint");
         self.remove(file).await

@@ -165,6 +165,11 @@ impl Tier {
         self.published.as_ref().map_or(Lsn(1), |state| state.next)
     }
 
+    /// The furthest state: what was handed over last, or else what counts.
+    fn furthest(&self) -> Option<&ShardState> {
+        self.submitted.as_ref().or(self.published.as_ref())
+    }
+
     /// Whether the bucket is this engine's and answers.
     pub(super) fn is_well(&self) -> bool {
         self.published.is_some() && self.ended.is_none() && self.client.health().is_good()
@@ -215,11 +220,10 @@ impl State {
     /// What may be published now, if it is more than what was handed over for it.
     fn publishable(&self) -> Option<ShardState> {
         let tier = self.tier.as_ref()?;
-        let published = tier.published.as_ref()?;
         if tier.ended.is_some() {
             return None;
         }
-        let before = tier.submitted.as_ref().unwrap_or(published);
+        let before = tier.furthest()?;
         let uploaded = tier.uploaded.as_ref();
         let fresh = uploaded.filter(|uploaded| before.base != Some(uploaded.base));
         let rebased = fresh.and_then(|uploaded| {

@@ -340,16 +340,10 @@ impl<D: Driver> Shard<D> {
     /// A shard has a payload from this one: what it does with it counts only with the payload's end
     /// here, and with what that needs.
     fn hand_needs_on(&self, shard: ShardId) {
-        self.note_needs(shard, self.0.params.shard, self.last_lsn().next());
-        let own = self
-            .client()
-            .map(|client| client.between().needs(self.0.params.shard));
-        for needs in own
-            .into_iter()
-            .flatten()
-            .filter(|needs| needs.shard != shard)
-        {
-            self.note_needs(shard, needs.shard, needs.before);
+        let own = self.0.params.shard;
+        self.note_needs(shard, own, self.last_lsn().next());
+        if let Some(client) = self.client() {
+            client.between().hand_on(own, shard);
         }
     }
 

@@ -27,6 +27,20 @@ struct State {
     obstacles: BTreeMap<ShardId, Obstacle>,
 }
 
+impl State {
+    fn note(&mut self, shard: ShardId, needs: Needs) {
+        let pair = (shard, needs.shard);
+        let before = self.needs.entry(pair).or_insert(needs.before);
+        *before = needs.before.max(*before);
+    }
+
+    fn of(&self, shard: ShardId) -> Vec<Needs> {
+        let own = self.needs.iter().filter(|((whose, _), _)| *whose == shard);
+        let needs = |(&(_, shard), &before): (&(ShardId, ShardId), &Lsn)| Needs { shard, before };
+        own.map(needs).collect()
+    }
+}
+
 /// What all shards of an opening know of each other.
 pub(crate) struct Between(Mutex<State>);
 
@@ -37,20 +51,22 @@ impl Between {
 
     /// From now on, what `shard` publishes needs this.
     pub(crate) fn note_needs(&self, shard: ShardId, needs: Needs) {
+        self.0.lock().note(shard, needs);
+    }
+
+    /// From now on, what `taker` publishes needs all that `giver` does of others.
+    pub(crate) fn hand_on(&self, giver: ShardId, taker: ShardId) {
         let mut state = self.0.lock();
-        let before = state
-            .needs
-            .entry((shard, needs.shard))
-            .or_insert(needs.before);
-        *before = needs.before.max(*before);
+        for needs in state.of(giver) {
+            if needs.shard != taker {
+                state.note(taker, needs);
+            }
+        }
     }
 
     /// What the next state of `shard` needs.
     pub(crate) fn needs(&self, shard: ShardId) -> Vec<Needs> {
-        let state = self.0.lock();
-        let own = state.needs.iter().filter(|((whose, _), _)| *whose == shard);
-        let needs = |(&(_, shard), &before): (&(ShardId, ShardId), &Lsn)| Needs { shard, before };
-        own.map(needs).collect()
+        self.0.lock().of(shard)
     }
 
     /// A state of `shard` that needed these counts.
@@ -105,5 +121,19 @@ mod tests {
         assert_eq!(between.needs(ShardId(0)), [needs(7)]);
         between.met(ShardId(0), &[needs(7)]);
         assert_eq!(between.needs(ShardId(0)), []);
+    }
+
+    #[test]
+    fn needs_are_handed_on_but_to_whom_they_are_of() {
+        let between = Between::new();
+        let needs = Needs {
+            shard: ShardId(1),
+            before: Lsn(5),
+        };
+        between.note_needs(ShardId(0), needs);
+        between.hand_on(ShardId(0), ShardId(1));
+        between.hand_on(ShardId(0), ShardId(2));
+        assert_eq!(between.needs(ShardId(1)), []);
+        assert_eq!(between.needs(ShardId(2)), [needs]);
     }
 }

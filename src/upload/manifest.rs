@@ -139,25 +139,13 @@ pub(crate) fn segment_prefix(shard: ShardId) -> String {
 
 /// Name of a segment's object.
 pub(crate) fn segment_name(shard: ShardId, segment: SegmentId, epoch: Epoch) -> String {
-    format!(
-        "{}{:016x}-{:016x}",
-        segment_prefix(shard),
-        segment.0,
-        epoch.0
-    )
+    numbered(&segment_prefix(shard), segment.0, epoch)
 }
 
 /// The segment and the epoch in the name of a segment's object.
 pub(crate) fn parse_segment_name(shard: ShardId, name: &str) -> Option<(SegmentId, Epoch)> {
-    let (segment, epoch) = parse_numbers(&segment_prefix(shard), name)?;
-    let (segment, epoch) = (SegmentId(segment), Epoch(epoch));
-    (segment_name(shard, segment, epoch) == name).then_some((segment, epoch))
-}
-
-fn parse_numbers(prefix: &str, name: &str) -> Option<(u64, u64)> {
-    let (first, second) = name.strip_prefix(prefix)?.split_once('-')?;
-    let number = |digits| u64::from_str_radix(digits, 16).ok();
-    Some((number(first)?, number(second)?))
+    let (segment, epoch) = parse_numbered(&segment_prefix(shard), name)?;
+    Some((SegmentId(segment), epoch))
 }
 
 /// What the names of a shard's checkpoints begin with.
@@ -167,14 +155,24 @@ pub(crate) fn base_prefix(shard: ShardId) -> String {
 
 /// Name of a checkpoint's object.
 pub(crate) fn base_name(shard: ShardId, sequence: u64, epoch: Epoch) -> String {
-    format!("{}{sequence:016x}-{:016x}", base_prefix(shard), epoch.0)
+    numbered(&base_prefix(shard), sequence, epoch)
 }
 
 /// The sequence and the epoch in the name of a checkpoint's object.
 pub(crate) fn parse_base_name(shard: ShardId, name: &str) -> Option<(u64, Epoch)> {
-    let (sequence, epoch) = parse_numbers(&base_prefix(shard), name)?;
-    let epoch = Epoch(epoch);
-    (base_name(shard, sequence, epoch) == name).then_some((sequence, epoch))
+    parse_numbered(&base_prefix(shard), name)
+}
+
+fn numbered(prefix: &str, number: u64, epoch: Epoch) -> String {
+    format!("{prefix}{number:016x}-{:016x}", epoch.0)
+}
+
+/// The number and the epoch in a name that is written as `numbered` does.
+fn parse_numbered(prefix: &str, name: &str) -> Option<(u64, Epoch)> {
+    let (number, epoch) = name.strip_prefix(prefix)?.split_once('-')?;
+    let parse = |digits| u64::from_str_radix(digits, 16).ok();
+    let (number, epoch) = (parse(number)?, Epoch(parse(epoch)?));
+    (numbered(prefix, number, epoch) == name).then_some((number, epoch))
 }
 
 impl Manifest {

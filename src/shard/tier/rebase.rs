@@ -23,7 +23,7 @@ impl State {
     fn has_gap(&self) -> bool {
         let Some(tier) = &self.tier else { return false };
         // What was handed over may wait for what comes behind the gap.
-        let Some(before) = tier.submitted.as_ref().or(tier.published.as_ref()) else {
+        let Some(before) = tier.furthest() else {
             return false;
         };
         let (state, end) = self.extended(before.clone());
@@ -39,8 +39,9 @@ impl State {
     /// that count without it.
     fn is_stale(&self, tier: &Tier, uploaded: &Uploaded) -> bool {
         let (state, end) = self.extended(uploaded.begun());
-        let before = tier.submitted.as_ref().or(tier.published.as_ref());
-        let short = before.is_some_and(|before| state.next < before.next);
+        let short = tier
+            .furthest()
+            .is_some_and(|before| state.next < before.next);
         !matches!(end, End::Waits(_)) && (short || !end.is_behind(uploaded.last))
     }
 
