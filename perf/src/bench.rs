@@ -174,6 +174,39 @@ impl Bench {
         Ok(meter.stop(ops, ops * bytes_per_op, latency))
     }
 
+    /// Reads a payload page by page, so that it is in the read buffer.
+    pub fn warm(&self, store: &Store, id: &PayloadId, len: u64) -> anyhow::Result<()> {
+        self.runtime.block_on(async {
+            for page in 0..len / PAGE {
+                store.read_at(id, page * PAGE, PAGE as usize).await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A task for each of these payloads reads single pages of its own at random, for `span`.
+    pub fn read_pages(
+        &self,
+        store: &Store,
+        payloads: &[PayloadId],
+        len: u64,
+        span: Duration,
+    ) -> anyhow::Result<Sample> {
+        self.tasks(payloads.len(), PAGE, |task| {
+            let (store, payload) = (store.clone(), payloads[task].clone());
+            async move {
+                let mut rng = SmallRng::seed_from_u64(task as u64);
+                let mut pace = Pace::time(span);
+                while pace.goes_on() {
+                    let at = rng.random_range(0..len / PAGE) * PAGE;
+                    store.read_at(&payload, at, PAGE as usize).await?;
+                    pace.done();
+                }
+                Ok(pace)
+            }
+        })
+    }
+
     /// What a round trip to the shard costs that has nothing to do there.
     pub fn hop(&self, store: &Store, id: &PayloadId, ops: u64) -> anyhow::Result<Sample> {
         self.tasks(1, 0, |_| {

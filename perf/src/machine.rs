@@ -1,8 +1,9 @@
-//! What the machine is and what it has done: load, processor time, traffic of the disk.
+//! What the machine has done: processor time, memory, traffic of the disk.
 //!
 //! Invariant: nothing here fails. What cannot be found out is `None` or `unknown`, and its place in
 //! the table stays empty.
 
+use crate::host;
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::stat::{major, minor};
 use std::fs;
@@ -15,29 +16,8 @@ const SECTOR: u64 = 512;
 
 /// Kernel, processor and file system, in one line.
 pub fn describe(dir: &Path) -> String {
-    let kernel = first_line("/proc/sys/kernel/osrelease");
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown processor", |rest| {
-            rest.trim_start_matches([' ', '\t', ':'])
-        });
-    format!(
-        "{model} x {}, Linux {kernel}, {}",
-        cores(),
-        file_system(dir)
-    )
-}
-
-/// Processors that may be used.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The load average of the last minute.
-pub fn load() -> Option<f64> {
-    first_line("/proc/loadavg").split(' ').next()?.parse().ok()
+    let (processor, kernel) = (host::processor(), host::kernel());
+    format!("{processor}, Linux {kernel}, {}", host::file_system(dir))
 }
 
 /// Resident memory of this process.
@@ -67,31 +47,9 @@ pub fn engine_time() -> Duration {
     threads.flatten().filter_map(of_thread).sum()
 }
 
-fn first_line(path: &str) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().next().unwrap_or("unknown").trim().to_owned()
-}
-
 fn device_number(dir: &Path) -> Option<(u64, u64)> {
     let device = fs::metadata(dir).ok()?.dev();
     Some((major(device), minor(device)))
-}
-
-fn file_system(dir: &Path) -> String {
-    let find = || {
-        let (major, minor) = device_number(dir)?;
-        let wanted = format!("{major}:{minor}");
-        let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        text.lines().find_map(|line| {
-            // "36 35 98:0 /root /mountpoint options - ext4 /dev/sda1 options"
-            let number = line.split(' ').nth(2)?;
-            let (_, rest) = line.split_once(" - ")?;
-            let mut fields = rest.split(' ');
-            let (kind, source) = (fields.next()?, fields.next()?);
-            (number == wanted).then(|| format!("{kind} on {source}"))
-        })
-    };
-    find().unwrap_or_else(|| "unknown file system".to_owned())
 }
 
 /// The device that a directory's file system is on.

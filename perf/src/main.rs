@@ -6,6 +6,9 @@
 mod bench;
 mod curves;
 mod fio;
+/// What the command says of the machine, as it is.
+#[path = "../../src/cli/machine.rs"]
+mod host;
 #[cfg(feature = "s3")]
 mod link;
 mod machine;
@@ -103,7 +106,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     )?;
     let setting = Setting {
         machine: machine::describe(&arguments.dir),
-        load_before: machine::load(),
+        load_before: host::load(),
         fio: fio_version(),
         is_quick: arguments.quick,
     };

@@ -5,6 +5,7 @@
 //! 2. A side that fails says why, once, and has no figures; the others go on.
 //! 3. A target is judged by medians of this run only, and not at all where a side has none.
 
+use crate::host;
 use crate::machine::{self, Device, Traffic, Who};
 use hdrhistogram::Histogram;
 use std::time::{Duration, Instant};
@@ -77,7 +78,7 @@ impl<'a> Meter<'a> {
                 written: after.written - before.written,
             }),
             preempted: preempted - self.usage.1,
-            load: machine::load(),
+            load: host::load(),
             latency,
             extra: Vec::new(),
         }

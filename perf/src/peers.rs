@@ -18,8 +18,9 @@ const REDB: &str = "peer-redb";
 
 const PAGES: TableDefinition<u64, &[u8]> = TableDefinition::new("pages");
 
-/// Hits in foyer's in-memory cache, whose values are references to pages.
-pub fn foyer_hits(bench: &Bench, pages: u64, tasks: usize) -> anyhow::Result<Sample> {
+/// Hits in foyer's in-memory cache of so many bytes, whose values are references to pages.
+pub fn foyer_hits(bench: &Bench, bytes: u64, tasks: usize) -> anyhow::Result<Sample> {
+    let pages = bytes / PAGE;
     let cache: Cache<u64, Bytes> = CacheBuilder::new(4 * pages as usize).build();
     for page in 0..pages {
         cache.insert(page, Bytes::from(bench.page_of_noise(page).to_vec()));

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a cell that nobody measured is empty, never zero.
 
-use crate::machine;
+use crate::host;
 use crate::measure::{Case, Figure, Measured, Verdict};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value, json};
@@ -139,7 +139,7 @@ fn warnings(cases: &[Case], setting: &Setting) -> Vec<String> {
     if setting.fio.is_none() {
         warnings.push("fio is missing, so its references are blank: apt-get install fio".into());
     }
-    let cores = machine::cores() as f64;
+    let cores = host::cores() as f64;
     if let Some(load) = setting.load_before.filter(|load| *load > cores) {
         warnings.push(format!(
             "the machine was busy before the run: load {load:.1} on {cores} cores"
@@ -208,7 +208,7 @@ pub fn json(cases: &[Case], setting: &Setting) -> Value {
         "machine": setting.machine,
         "fio": setting.fio,
         "quick": setting.is_quick,
-        "cores": machine::cores(),
+        "cores": host::cores(),
         "load_before": setting.load_before,
         "warnings": warnings(cases, setting),
         "cases": cases.iter().map(case_json).collect::<Vec<_>>(),

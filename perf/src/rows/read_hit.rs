@@ -4,10 +4,8 @@
 //! reference without a copy. Each read draws a page and takes one reading of the clock, on either
 //! side; subtract what an empty loop would take, if you must know the cost alone.
 
-use crate::bench::{Bench, KIB, MIB, PAGE, Pace, id};
+use crate::bench::{Bench, KIB, MIB, id};
 use crate::measure::{Case, Figure, Sample, Side, alternate};
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
 
 const ROW: &str = "read-hit";
 const STORE: &str = "read-hit";
@@ -40,7 +38,7 @@ fn case(bench: &Bench, bytes: u64, tasks: usize) -> Case {
     }
     #[cfg(feature = "peers")]
     sides.push(Side::new("foyer", move || {
-        crate::peers::foyer_hits(bench, bytes / PAGE, tasks)
+        crate::peers::foyer_hits(bench, bytes, tasks)
     }));
     let name = format!("{tasks} tasks");
     alternate(ROW, name, bench.rounds, sides)
@@ -51,28 +49,10 @@ fn ours(bench: &Bench, driver: &str, bytes: u64, tasks: usize) -> anyhow::Result
     config.read_buffer_bytes = 4 * bytes.max(16 * MIB);
     let store = bench.open(config)?;
     let payload = id("hot");
-    bench.runtime.block_on(async {
-        for page in 0..bytes / PAGE {
-            store.read_at(&payload, page * PAGE, PAGE as usize).await?;
-        }
-        anyhow::Ok(())
-    })?;
-    let span = bench.span;
+    bench.warm(&store, &payload, bytes)?;
     let hits = |latency: &ringstore::LatencySnapshot| latency.count("read_hit");
     let before = hits(&bench.runtime.block_on(store.latency())?);
-    let sample = bench.tasks(tasks, PAGE, |task| {
-        let (store, payload) = (store.clone(), payload.clone());
-        async move {
-            let mut rng = SmallRng::seed_from_u64(task as u64);
-            let mut pace = Pace::time(span);
-            while pace.goes_on() {
-                let at = rng.random_range(0..bytes / PAGE) * PAGE;
-                store.read_at(&payload, at, PAGE as usize).await?;
-                pace.done();
-            }
-            Ok(pace)
-        }
-    })?;
+    let sample = bench.read_pages(&store, &vec![payload; tasks], bytes, bench.span)?;
     let after = hits(&bench.runtime.block_on(store.latency())?);
     bench.close(store)?;
     let share = (after - before) as f64 / sample.ops as f64 * 100.0;

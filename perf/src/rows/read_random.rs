@@ -4,12 +4,10 @@
 //! replacement, so many reads in flight. fio has them in one thread; ours are as many tasks, which
 //! hop to the shards and back. A small read buffer stays on, so that filling it is paid for.
 
-use crate::bench::{Bench, GIB, MIB, PAGE, Pace, id};
+use crate::bench::{Bench, GIB, MIB, PAGE, id};
 use crate::fio::{self, End, Job};
 use crate::machine;
 use crate::measure::{Case, Figure, Sample, Side, alternate};
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
 use ringstore::PayloadId;
 use std::time::Duration;
 
@@ -40,22 +38,8 @@ impl Ours<'_> {
         config.read_buffer_bytes = READ_BUFFER_BYTES;
         config.idle_spin = self.spin;
         let store = self.bench.open(config)?;
-        let reads = |span: Duration| {
-            self.bench.tasks(self.depth, PAGE, |task| {
-                let (store, payload) = (store.clone(), self.payload.clone());
-                let pages = self.bytes / PAGE;
-                async move {
-                    let mut rng = SmallRng::seed_from_u64(task as u64);
-                    let mut pace = Pace::time(span);
-                    while pace.goes_on() {
-                        let at = rng.random_range(0..pages) * PAGE;
-                        store.read_at(&payload, at, PAGE as usize).await?;
-                        pace.done();
-                    }
-                    Ok(pace)
-                }
-            })
-        };
+        let payloads = vec![self.payload.clone(); self.depth];
+        let reads = |span: Duration| self.bench.read_pages(&store, &payloads, self.bytes, span);
         reads(self.bench.span / 10)?;
         let before = machine::engine_time();
         let sample = reads(self.bench.span)?;

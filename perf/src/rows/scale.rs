@@ -4,11 +4,9 @@
 //! shards on two processors there is no third thread to pay, so it is the sharing that is measured:
 //! locks, counters and cache lines that both would touch.
 
-use crate::bench::{Bench, KIB, MIB, PAGE, Pace, id};
-use crate::measure::{Case, Figure, Sample, Side, alternate};
+use crate::bench::{Bench, KIB, MIB, PAGE, id};
+use crate::measure::{Case, Figure, Side, alternate};
 use anyhow::{Context, ensure};
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
 use ringstore::{PayloadId, Store};
 
 const ROW: &str = "scale";
@@ -48,28 +46,6 @@ fn payloads(bench: &Bench, store: &Store, shards: usize) -> anyhow::Result<Vec<P
     Ok(Vec::new())
 }
 
-fn reads(
-    bench: &Bench,
-    store: &Store,
-    payloads: &[PayloadId],
-    bytes: u64,
-) -> anyhow::Result<Sample> {
-    let span = bench.span;
-    bench.tasks(payloads.len(), PAGE, |task| {
-        let (store, payload) = (store.clone(), payloads[task].clone());
-        async move {
-            let mut rng = SmallRng::seed_from_u64(task as u64);
-            let mut pace = Pace::time(span);
-            while pace.goes_on() {
-                let at = rng.random_range(0..bytes / PAGE) * PAGE;
-                store.read_at(&payload, at, PAGE as usize).await?;
-                pace.done();
-            }
-            Ok(pace)
-        }
-    })
-}
-
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Case>> {
     let bytes = bench.sized(8 * MIB, 256 * KIB);
     let mut stores = Vec::new();
@@ -78,12 +54,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Case>> {
         let payloads = payloads(bench, &store, shards)?;
         for payload in &payloads {
             bench.lay_out(&store, payload, bytes)?;
-            bench.runtime.block_on(async {
-                for page in 0..bytes / PAGE {
-                    store.read_at(payload, page * PAGE, PAGE as usize).await?;
-                }
-                anyhow::Ok(())
-            })?;
+            bench.warm(&store, payload, bytes)?;
         }
         stores.push((store, payloads));
     }
@@ -92,7 +63,9 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Case>> {
         .zip(&stores)
         .map(|(name, (store, payloads))| Side {
             is_required: true,
-            ..Side::new(name, move || reads(bench, store, payloads, bytes))
+            ..Side::new(name, move || {
+                bench.read_pages(store, payloads, bytes, bench.span)
+            })
         });
     let mut case = alternate(ROW, "hits", bench.rounds, sides.collect());
     let ratio = case.ratio(TWO, ONE, Figure::PerSecond);
