@@ -26,9 +26,10 @@
 //!
 //! # Memory
 //!
-//! A frame counts against the budget until the last reference to it is gone, also after it was
-//! evicted: what callers pin is not forgotten. Where so much is pinned that evicting does not help,
-//! nothing is put in; a read never waits for room here.
+//! A frame counts against the budget from before it is read until the last reference to it is gone,
+//! also after it was evicted: what callers pin is not forgotten. Where so much is pinned that
+//! evicting does not help, nothing is put in; a read never waits for room here, which is made while
+//! the device reads.
 //!
 //! Invariants:
 //! 1. Only the shard's thread calls anything here.
@@ -46,6 +47,7 @@ use bytes::Bytes;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use slab::Slab;
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,7 +84,7 @@ struct Kept {
 struct Frame {
     payload: PayloadNo,
     bytes: Bytes,
-    pages: Vec<(Kept, u32)>,
+    pages: SmallVec<[(Kept, u32); 1]>,
     older: Option<usize>,
     newer: Option<usize>,
 }
@@ -162,24 +164,26 @@ impl ReadBuffer {
         Some((frame, kept.slot, *start as usize))
     }
 
-    /// Makes room for a frame, if it may be kept; its memory counts from here on until the last
-    /// reference to what is returned is gone. `Err`: there is no room, here are its bytes again.
+    /// Makes room for frames that are to come, for as many as may be kept. It counts from here on,
+    /// until it is given up, or the last reference to what has been put into it is gone.
     ///
-    /// `memory`: what it takes, which may be more than what is read of it.
-    pub(crate) fn admit(&mut self, bytes: Bytes, memory: u64) -> Result<Bytes, Bytes> {
-        // Nothing that is read once may take a large part of everything.
-        let oversize = memory > self.bytes_max / 4 && memory > PAGE as u64;
-        if oversize || memory > self.bytes_max || !self.make_room(memory) {
-            mark("no room in the read buffer");
-            return Err(bytes);
+    /// `frames`: what memory each takes, which may be more than what is read of it.
+    pub(crate) fn reserve(&mut self, frames: &[u64]) -> Room {
+        let mut room = Room {
+            left: 0,
+            used: self.used.clone(),
+        };
+        for memory in frames {
+            // Nothing that is read once may take a large part of everything.
+            let oversize = *memory > self.bytes_max / 4 && *memory > PAGE as u64;
+            if oversize || *memory > self.bytes_max || !self.make_room(*memory) {
+                mark("no room in the read buffer");
+                continue;
+            }
+            self.used.fetch_add(*memory, Ordering::AcqRel);
+            room.left += memory;
         }
-        self.used.fetch_add(memory, Ordering::AcqRel);
-        let used = self.used.clone();
-        Ok(Bytes::from_owner(Charged {
-            bytes,
-            memory,
-            used,
-        }))
+        room
     }
 
     /// Evicts until so much more memory is within the budget, or it does not help.
@@ -202,9 +206,9 @@ impl ReadBuffer {
         true
     }
 
-    /// Puts pages of a payload in, which lie in one frame. Pages that are in stay as they are.
+    /// Puts pages of a payload in, which lie in one frame.
     ///
-    /// The caller has just made sure that they are what the payload holds.
+    /// The caller has just made sure that they are what the payload holds, and that none is in.
     pub(crate) fn insert(
         &mut self,
         (payload, id): (PayloadNo, &PayloadId),
@@ -216,16 +220,13 @@ impl ReadBuffer {
         let key = self.frames.insert(Frame {
             payload,
             bytes: bytes.clone(),
-            pages: Vec::new(),
+            pages: SmallVec::new(),
             older: None,
             newer: None,
         });
         self.link(key);
         let mut origin = origin;
         for page in pages {
-            if self.holds(payload, page.number) {
-                continue;
-            }
             let entry = Entry {
                 id: id.clone(),
                 page: page.number,
@@ -241,7 +242,8 @@ impl ReadBuffer {
                 *edge = false;
             }
             self.owners[Table::index(slot)] = key as u32;
-            self.index.insert((payload, page.number), key);
+            let before = self.index.insert((payload, page.number), key);
+            assert!(before.is_none(), "a page is in once");
             let at = page.at.filter(|_| usize::from(page.len) == PAGE);
             if let Some(at) = at {
                 self.places.insert(at, key);
@@ -392,6 +394,34 @@ impl Drop for ReadBuffer {
     fn drop(&mut self) {
         self.table.close();
         self.clear();
+    }
+}
+
+/// Memory within the budget that nothing is in yet.
+pub(crate) struct Room {
+    left: u64,
+    used: std::sync::Arc<AtomicU64>,
+}
+
+impl Room {
+    /// Puts a frame in. `Err`: there is no room for it, here are its bytes again.
+    pub(crate) fn put(&mut self, bytes: Bytes, memory: u64) -> Result<Bytes, Bytes> {
+        if self.left < memory {
+            return Err(bytes);
+        }
+        self.left -= memory;
+        let used = self.used.clone();
+        Ok(Bytes::from_owner(Charged {
+            bytes,
+            memory,
+            used,
+        }))
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.left, Ordering::AcqRel);
     }
 }
 

@@ -22,6 +22,7 @@ use crate::payload_id::PayloadId;
 use crate::types::{Generation, Location, Lsn, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
 use extent::{Mapped, Zeroed};
 use live::Live;
+use smallvec::SmallVec;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -62,6 +63,9 @@ pub(crate) struct Piece {
     pub(crate) len: u64,
     pub(crate) found: Found,
 }
+
+/// Pieces of a range, in order. Most reads find one: it needs no allocation.
+pub(crate) type Pieces = SmallVec<[Piece; 1]>;
 
 /// A mutation does not fit the map: in replay, records before it were lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -293,11 +297,11 @@ impl Map {
 
     /// What `[offset, offset + len)` of a payload holds, without gaps, in order. The size is not
     /// looked at: past it, everything is absent.
-    pub(crate) fn pieces(payload: &Payload, offset: u64, len: u64) -> Vec<Piece> {
+    pub(crate) fn pieces(payload: &Payload, offset: u64, len: u64) -> Pieces {
         let end = offset + len;
-        let mut pieces = Vec::new();
+        let mut pieces = Pieces::new();
         let mut at = offset;
-        let fill = |pieces: &mut Vec<Piece>, from: u64, to: u64| {
+        let fill = |pieces: &mut Pieces, from: u64, to: u64| {
             let mut at = from;
             for zero in payload.zeroed.range(from, to) {
                 let (start, end) = (zero.start(), zero.end());

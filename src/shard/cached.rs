@@ -12,21 +12,23 @@
 //!    acknowledged.
 //! 3. A payload that is being moved, or lives elsewhere, is not put in.
 
-use super::read::{DevicePart, Source};
+use super::read::{DevicePart, Source, Sources};
 use super::request::{LayerPart, zeros};
 use super::{Shard, State, pages_of};
 use crate::buf::BufPool;
-use crate::cache::read_buffer::Page;
+use crate::cache::read_buffer::{Page, Room};
 use crate::cache::table::Origin;
 use crate::chunks::Chunks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
-use crate::map::{Map, Payload, Piece};
+use crate::map::{Map, Payload, Pieces};
 use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
 use crate::types::{Location, PAGE, PayloadNo};
 use bytes::Bytes;
+use futures_util::future::join;
+use smallvec::SmallVec;
 
 /// Reads that are larger leave the read buffer alone: what is read in such pieces is streamed.
 pub(super) const KEPT_BYTES_MAX: u64 = 1 << 20;
@@ -47,13 +49,19 @@ enum From {
     Device(Location),
 }
 
+/// Where the parts of a read come from, in order.
+type Origins = SmallVec<[From; 1]>;
+
+/// The bytes of a read, in order.
+pub(super) type Parts = SmallVec<[Bytes; 1]>;
+
 /// A range of a payload that is to be read, as the map was when it was planned.
 pub(super) struct Plan {
     number: PayloadNo,
     size: u64,
     first: u64,
     end: u64,
-    pieces: Vec<Piece>,
+    pieces: Pieces,
 }
 
 impl Plan {
@@ -143,7 +151,7 @@ impl State {
     }
 
     /// Plans a read, of whole pages if that costs the device no read more.
-    fn plan(&self, id: &PayloadId, offset: u64, end: u64) -> Result<(Plan, Vec<Source>)> {
+    fn plan(&self, id: &PayloadId, offset: u64, end: u64) -> Result<(Plan, Sources)> {
         let (exact, sources) = self.plan_exactly(id, offset, end)?;
         let whole = end.next_multiple_of(PAGE_BYTES).min(exact.size);
         let (first, end) = (offset / PAGE_BYTES * PAGE_BYTES, whole.max(end));
@@ -152,7 +160,7 @@ impl State {
         if is_none || !is_wide || !self.buffer.is_on() || end - first > KEPT_BYTES_MAX {
             return Ok((exact, sources));
         }
-        let reads = |sources: &[Source]| {
+        let reads = |sources: &Sources| {
             let reads = sources.iter().filter(|it| it.device_bytes() > 0);
             reads.count()
         };
@@ -167,7 +175,7 @@ impl State {
         id: &PayloadId,
         first: u64,
         end: u64,
-    ) -> Result<(Plan, Vec<Source>)> {
+    ) -> Result<(Plan, Sources)> {
         let number = self.map.number(id).ok_or_else(Error::not_found)?;
         let payload = self.map.payload(number).expect("a name has a payload");
         let plan = Plan::new(number, payload, first, end);
@@ -176,8 +184,8 @@ impl State {
     }
 
     /// Takes the pages that the read buffer has from what is to be read.
-    fn take_resident(&self, plan: &Plan, sources: Vec<Source>) -> (Vec<From>, Vec<Source>) {
-        let (mut origins, mut left) = (Vec::new(), Vec::new());
+    fn take_resident(&self, plan: &Plan, sources: Sources) -> (Origins, Sources) {
+        let (mut origins, mut left) = (Origins::new(), Sources::new());
         let mut start = plan.first;
         for source in sources {
             let len = match &source {
@@ -202,8 +210,8 @@ impl State {
     }
 
     /// Divides a part that begins at `start` of a payload into what is in the buffer and what not.
-    fn split(&self, part: &DevicePart, start: u64, origins: &mut Vec<From>, out: &mut Vec<Source>) {
-        let device = |from: u32, to: u32, origins: &mut Vec<From>, out: &mut Vec<Source>| {
+    fn split(&self, part: &DevicePart, start: u64, origins: &mut Origins, out: &mut Sources) {
+        let device = |from: u32, to: u32, origins: &mut Origins, out: &mut Sources| {
             if from < to {
                 origins.push(From::Device(part.at.advance(from)));
                 out.push(Source::Device(part.part(from, to - from)));
@@ -268,12 +276,12 @@ impl<D: Driver> Shard<D> {
     pub(super) async fn read_planned(
         &self,
         id: &PayloadId,
-        (plan, sources): (Plan, Vec<Source>),
+        (plan, sources): (Plan, Sources),
         origin: Origin,
-    ) -> Result<(u64, Vec<Bytes>)> {
+    ) -> Result<(u64, Parts)> {
         let (origins, sources) = match self.0.state.borrow().buffer.is_on() {
             true => self.0.state.borrow().take_resident(&plan, sources),
-            false => (Vec::new(), sources),
+            false => (Origins::new(), sources),
         };
         if origin == Origin::Demand {
             let state = self.0.state.borrow();
@@ -283,15 +291,23 @@ impl<D: Driver> Shard<D> {
                 }
             }
         }
-        let mut parts = Vec::with_capacity(sources.len());
-        for part in self.gather(sources).await? {
+        let is_kept = !origins.is_empty() && plan.end - plan.first <= KEPT_BYTES_MAX;
+        let frames: SmallVec<[u64; 1]> = match is_kept {
+            true => sources.iter().filter_map(memory_of).collect(),
+            false => SmallVec::new(),
+        };
+        let reserve = async { self.state().buffer.reserve(&frames) };
+        // In this order: the device has its work before room is made for what comes of it.
+        let (gathered, mut room) = join(self.gather(sources), reserve).await;
+        let mut parts = Parts::new();
+        for part in gathered? {
             match part {
                 LayerPart::Bytes(bytes) => parts.push(bytes),
                 LayerPart::Absent(_, len) => parts.extend(zeros(len)),
             }
         }
-        if !origins.is_empty() && plan.end - plan.first <= KEPT_BYTES_MAX {
-            self.keep(id, &plan, &origins, &mut parts, origin);
+        if is_kept {
+            self.keep(id, (&plan, &origins), &mut parts, origin, &mut room);
         }
         Ok((plan.first, parts))
     }
@@ -318,10 +334,10 @@ impl<D: Driver> Shard<D> {
     fn keep(
         &self,
         id: &PayloadId,
-        plan: &Plan,
-        origins: &[From],
+        (plan, origins): (&Plan, &[From]),
         parts: &mut [Bytes],
         origin: Origin,
+        room: &mut Room,
     ) {
         let mut state = self.state();
         let state = &mut *state;
@@ -337,7 +353,7 @@ impl<D: Driver> Shard<D> {
         for (from, part) in origins.iter().zip(parts.iter_mut()) {
             let end = start + part.len() as u64;
             let wanted = |page: &u64| !state.buffer.holds(plan.number, *page);
-            let pages: Vec<u64> = plan.whole_pages(start, end).filter(wanted).collect();
+            let pages: SmallVec<[u64; 1]> = plan.whole_pages(start, end).filter(wanted).collect();
             let place = match from {
                 From::Device(at) | From::Buffer(at) => Some(*at),
                 From::Zeros | From::Memory => None,
@@ -346,12 +362,10 @@ impl<D: Driver> Shard<D> {
                 _ if pages.is_empty() => None,
                 From::Zeros | From::Buffer(_) => Some(part.clone()),
                 From::Device(at) => {
-                    let (_, count) = pages_of(at.offset(), part.len() as u32);
-                    let memory = BufPool::memory_of(count as usize * PAGE);
-                    let bytes = std::mem::take(part);
-                    let admitted = state.buffer.admit(bytes, memory as u64);
-                    *part = admitted.clone().unwrap_or_else(|bytes| bytes);
-                    admitted.ok()
+                    let memory = memory_at(*at, part.len() as u32);
+                    let put = room.put(std::mem::take(part), memory);
+                    *part = put.clone().unwrap_or_else(|bytes| bytes);
+                    put.ok()
                 }
                 From::Memory if copied + part.len() > COPIED_BYTES_MAX => None,
                 From::Memory => {
@@ -415,19 +429,32 @@ impl<D: Driver> Shard<D> {
     ) -> Option<Bytes> {
         let mut buf = self.0.driver.pool().take(len);
         let mut done = 0;
-        for piece in cut(parts.to_vec(), skip as u64, len as u64) {
+        for piece in cut(parts.iter().cloned(), skip as u64, len as u64) {
             buf[done..done + piece.len()].copy_from_slice(&piece);
             done += piece.len();
         }
         assert_eq!(done, len, "the parts hold it");
         let bytes = buf.freeze().slice(..len);
         let memory = BufPool::memory_of(len) as u64;
-        state.buffer.admit(bytes, memory).ok()
+        state.buffer.reserve(&[memory]).put(bytes, memory).ok()
     }
 }
 
+/// Memory that reading a part takes, if it is read from the device.
+fn memory_of(source: &Source) -> Option<u64> {
+    match source {
+        Source::Device(part) => Some(memory_at(part.at, part.len)),
+        Source::Zeros(_) | Source::Absent(..) | Source::Memory(_) => None,
+    }
+}
+
+fn memory_at(at: Location, len: u32) -> u64 {
+    let (_, count) = pages_of(at.offset(), len);
+    BufPool::memory_of(count as usize * PAGE) as u64
+}
+
 /// `[skip, skip + len)` of what some parts hold, or what there is of it.
-fn cut(parts: Vec<Bytes>, skip: u64, len: u64) -> Chunks {
+fn cut(parts: impl IntoIterator<Item = Bytes>, skip: u64, len: u64) -> Chunks {
     let (mut skip, mut left) = (skip, len);
     let mut chunks = Chunks::new();
     for mut part in parts {

@@ -63,13 +63,12 @@ impl<D: Driver> Files<D> {
 
     /// A handle of an existing file. Waits for as long as the process has no descriptor to spare.
     pub(super) async fn open(&self, number: u64) -> io::Result<D::File> {
-        let path = self.path(number);
         let mut waits = false;
         loop {
             if let Some(file) = self.open.borrow().by_number.get(&number) {
                 return Ok(file.clone());
             }
-            match self.open_path(&path, OpenMode::Existing).await {
+            match self.open_path(&self.path(number), OpenMode::Existing).await {
                 Ok(file) => {
                     self.keep(number, file.clone());
                     return Ok(file);

@@ -51,6 +51,8 @@ use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
 use crate::upload::{Client, within};
 use files::Files;
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
 use request::{Request, Work};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -143,7 +145,7 @@ struct State {
     /// Payloads that are being moved to another shard; operations on them wait.
     moving: BTreeSet<PayloadId>,
     /// Payloads that changes are under way on, and how many; a move waits for them.
-    changing: BTreeMap<PayloadId, usize>,
+    changing: HashMap<PayloadId, usize, FixedState>,
     /// With several shards: payloads that were deleted here, and in which batch, until it is
     /// durable.
     deleted: BTreeMap<PayloadId, Lsn>,

@@ -5,7 +5,7 @@
 //!    in that step; segments to be read are held, so that their files are not used again meanwhile.
 //! 2. Every page from the device is compared with its sum before a byte of it is handed out.
 
-use super::request::{Layer, LayerPart, zeros};
+use super::request::{Layer, LayerPart, LayerParts, zeros};
 use super::{Shard, State, pages_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile};
@@ -17,6 +17,8 @@ use crate::residency::Held;
 use crate::types::{Location, PAGE, page_ceil};
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use smallvec::{SmallVec, smallvec};
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 
 /// Bytes that one device read asks for at most: the largest request that devices take whole.
@@ -50,13 +52,53 @@ impl Source {
     }
 }
 
+/// The sources of a read, in order; most reads have one, which needs no allocation.
+pub(super) type Sources = SmallVec<[Source; 1]>;
+
 /// Bytes in a segment on the device.
 pub(super) struct DevicePart {
     pub(super) held: Rc<Held>,
     pub(super) at: Location,
     pub(super) len: u32,
     /// The sums of its pages, if they are at hand.
-    sums: Option<Vec<u32>>,
+    sums: Option<Sums>,
+}
+
+/// The sums of some pages.
+#[derive(Clone)]
+enum Sums {
+    /// In the table of a sealed segment.
+    Sealed(Rc<[u32]>, Range<usize>),
+    /// Of a segment that still grows.
+    Copied(Vec<u32>),
+}
+
+impl Sums {
+    fn sealed(table: Rc<[u32]>, pages: Range<usize>) -> Option<Sums> {
+        (pages.end <= table.len()).then_some(Sums::Sealed(table, pages))
+    }
+
+    /// Those of some of the pages.
+    fn part(&self, pages: Range<usize>) -> Sums {
+        match self {
+            Sums::Sealed(table, own) => {
+                let pages = own.start + pages.start..own.start + pages.end;
+                Sums::Sealed(table.clone(), pages)
+            }
+            Sums::Copied(sums) => Sums::Copied(sums[pages].to_vec()),
+        }
+    }
+}
+
+impl Deref for Sums {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        match self {
+            Sums::Sealed(table, pages) => &table[pages.clone()],
+            Sums::Copied(sums) => sums,
+        }
+    }
 }
 
 impl DevicePart {
@@ -71,21 +113,21 @@ impl DevicePart {
             held: self.held.clone(),
             at,
             len,
-            sums: self.sums.as_ref().map(|sums| sums[range].to_vec()),
+            sums: self.sums.as_ref().map(|sums| sums.part(range)),
         }
     }
 }
 
 impl State {
     /// Where `[offset, offset + len)` of a payload comes from, by parts.
-    fn sources(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Vec<Source>> {
+    fn sources(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Sources> {
         let payload = self.map.find(id).ok_or_else(Error::not_found)?;
         self.sources_of(&Map::pieces(payload, offset, len))
     }
 
     /// Where pieces of a payload come from, by parts.
-    pub(super) fn sources_of(&self, pieces: &[Piece]) -> Result<Vec<Source>> {
-        let mut sources = Vec::new();
+    pub(super) fn sources_of(&self, pieces: &[Piece]) -> Result<Sources> {
+        let mut sources = Sources::new();
         for piece in pieces {
             match piece.found {
                 Found::Zero => sources.push(Source::Zeros(piece.len)),
@@ -97,7 +139,7 @@ impl State {
     }
 
     /// Where the bytes at a place come from: memory, or device reads of bounded size.
-    pub(super) fn located(&self, at: Location, len: u32, out: &mut Vec<Source>) -> Result<()> {
+    pub(super) fn located(&self, at: Location, len: u32, out: &mut Sources) -> Result<()> {
         if let Some(bytes) = self
             .log
             .read_open(at, len)
@@ -128,10 +170,11 @@ impl State {
             let (first, count) = pages_of(at.offset(), part);
             let range = first as usize..(first + count) as usize;
             let sums = match held.is_sealed() {
-                true => held
-                    .sums()
-                    .and_then(|sums| sums.get(range).map(<[u32]>::to_vec)),
-                false => self.log.open_sums().get(range).map(<[u32]>::to_vec),
+                true => held.sums().and_then(|table| Sums::sealed(table, range)),
+                false => {
+                    let sums = self.log.open_sums().get(range);
+                    sums.map(|sums| Sums::Copied(sums.to_vec()))
+                }
             };
             out.push(Source::Device(DevicePart {
                 held: held.clone(),
@@ -151,7 +194,7 @@ impl<D: Driver> Shard<D> {
         let (size, cut, sources) = {
             let state = self.0.state.borrow();
             let Some(payload) = state.map.find(id) else {
-                let parts = vec![LayerPart::Absent(offset, len)];
+                let parts = smallvec![LayerPart::Absent(offset, len)];
                 return Ok(Layer {
                     size: None,
                     cut: u64::MAX,
@@ -169,9 +212,9 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Reads what has to be read, all of it at once, and puts the parts in order.
-    pub(super) async fn gather(&self, sources: Vec<Source>) -> Result<Vec<LayerPart>> {
-        let mut parts: Vec<LayerPart> = Vec::with_capacity(sources.len());
-        let mut from_device = Vec::new();
+    pub(super) async fn gather(&self, sources: Sources) -> Result<LayerParts> {
+        let mut parts = LayerParts::with_capacity(sources.len());
+        let mut from_device: SmallVec<[(usize, DevicePart); 1]> = SmallVec::new();
         for source in sources {
             match source {
                 Source::Zeros(len) => parts.extend(zeros(len).map(LayerPart::Bytes)),
@@ -227,20 +270,20 @@ impl<D: Driver> Shard<D> {
     /// Reads and checks one part from the local disk.
     async fn read_local(&self, part: &DevicePart) -> Result<Bytes> {
         let (first, count) = pages_of(part.at.offset(), part.len);
-        let sums = match part.sums.clone() {
-            Some(sums) => sums,
+        let loaded = match part.sums {
+            Some(_) => None,
             None => {
                 // It is rare, and large: in a box, it makes no read larger that does not need it.
-                let all = Box::pin(self.load_sums(&part.held)).await?;
-                let range = first as usize..(first + count) as usize;
-                let sums = all
-                    .get(range)
-                    .ok_or_else(|| part_error("lies behind", &part.held))?;
-                sums.to_vec()
+                let table = Box::pin(self.load_sums(&part.held)).await?;
+                let pages = first as usize..(first + count) as usize;
+                let sums = Sums::sealed(table, pages);
+                Some(sums.ok_or_else(|| part_error("lies behind", &part.held))?)
             }
         };
+        let sums = part.sums.as_ref().or(loaded.as_ref());
+        let sums = sums.expect("they are at hand, or were loaded");
         let buf = self.read_pages(&part.held, first, count).await?;
-        for ((page, sum), index) in buf.chunks_exact(PAGE).zip(&sums).zip(first..) {
+        for ((page, sum), index) in buf.chunks_exact(PAGE).zip(sums.iter()).zip(first..) {
             if part.held.identity.sum(index, page) != *sum && !planted("skip_page_checksum") {
                 mark("page failed its checksum");
                 self.state().stats.checksum_failures += 1;

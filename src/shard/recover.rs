@@ -35,6 +35,8 @@ use crate::stats::{Latencies, Stats};
 use crate::sync::mailbox::Sender;
 use crate::sync::signal::Signal;
 use crate::types::{Generation, Lsn, NUMBER_MAX, PAGE, PAYLOAD_BYTES_MAX, SegmentId};
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -109,7 +111,7 @@ impl<D: Driver> Shard<D> {
             stats: recovered.stats,
             latencies: Latencies::new(),
             moving: BTreeSet::new(),
-            changing: BTreeMap::new(),
+            changing: HashMap::with_hasher(FixedState::with_seed(0)),
             deleted: BTreeMap::new(),
             tier: params.remote.clone().map(Tier::new),
             fetches: BTreeMap::new(),

@@ -12,6 +12,7 @@ use crate::sync::Mutex;
 use crate::sync::slot::Reply;
 use crate::types::{Generation, Lsn, Nanos, ShardId};
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
@@ -33,8 +34,11 @@ pub(crate) struct Layer {
     /// Below this, what the layer lacks may be looked up in the source.
     pub(crate) cut: u64,
     /// The range's parts in order: bytes, or how many this layer never held.
-    pub(crate) parts: Vec<LayerPart>,
+    pub(crate) parts: LayerParts,
 }
+
+/// Parts in order; most reads have one, which needs no allocation.
+pub(crate) type LayerParts = SmallVec<[LayerPart; 1]>;
 
 /// A part of a [`Layer`].
 pub(crate) enum LayerPart {

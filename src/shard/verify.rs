@@ -1,7 +1,7 @@
 //! Verification: every live byte is read from the device and compared with its checksum.
 
 use super::Shard;
-use super::read::Source;
+use super::read::{Source, Sources};
 use crate::error::{ErrorKind, Result};
 use crate::io::Driver;
 use crate::map::{Found, Map};
@@ -37,7 +37,7 @@ impl<D: Driver> Shard<D> {
         while let Some((start, len, at)) =
             self.next_data(id, offset, largest(offset, careful_until, narrow))
         {
-            let mut sources = Vec::new();
+            let mut sources = Sources::new();
             let located = self.0.state.borrow().located(at, len, &mut sources);
             let result = match located {
                 Ok(()) => self.join(sources).await.map(|_| ()),
@@ -84,7 +84,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// The bytes of located sources as one piece.
-    pub(super) async fn join(&self, sources: Vec<Source>) -> Result<Bytes> {
+    pub(super) async fn join(&self, sources: Sources) -> Result<Bytes> {
         let mut joined = BytesMut::new();
         let mut single = Bytes::new();
         let count = sources.len();

@@ -24,7 +24,8 @@ impl Rig {
     fn put(&mut self, pages: std::ops::Range<u64>, origin: Origin) -> Option<Bytes> {
         let bytes: Vec<u8> = pages.clone().flat_map(|page| [page as u8; PAGE]).collect();
         let memory = bytes.len() as u64;
-        let frame = self.buffer.admit(bytes.into(), memory).ok()?;
+        let mut room = self.buffer.reserve(&[memory]);
+        let frame = room.put(bytes.into(), memory).ok()?;
         let first = pages.start;
         let pages = pages.map(|number| Page {
             number,
@@ -145,7 +146,8 @@ fn what_is_wrong_leaves_and_nothing_else() {
     rig.put(0..8, Origin::Demand);
     rig.put(8..16, Origin::Demand);
     let other = PayloadId::new("b").unwrap();
-    let frame = rig.buffer.admit(vec![9; PAGE].into(), PAGE as u64).unwrap();
+    let mut room = rig.buffer.reserve(&[PAGE as u64]);
+    let frame = room.put(vec![9; PAGE].into(), PAGE as u64).unwrap();
     let page = Page {
         number: 6,
         start: 0,
@@ -175,7 +177,7 @@ fn what_is_wrong_leaves_and_nothing_else() {
 fn a_short_last_page_says_where_the_payload_ends() {
     let mut rig = Rig::new(8);
     let bytes = Bytes::from_static(b"0123456789abcdef");
-    let frame = rig.buffer.admit(bytes, PAGE as u64).unwrap();
+    let frame = rig.buffer.reserve(&[PAGE as u64]).put(bytes, PAGE as u64).unwrap();
     let page = Page {
         number: 0,
         start: 0,

@@ -14,6 +14,7 @@ use crate::io::disk::{DIR_MODE, Direction, Transfer};
 use bytes::Bytes;
 use io_uring::types::{Fd, Fixed, FsyncFlags, OpenHow};
 use io_uring::{opcode, squeue};
+use nix::libc::POLLIN;
 use nix::sys::eventfd::EventFd;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -65,10 +66,10 @@ pub(super) enum Request {
         to_dir: Rc<OwnedFd>,
         to: CString,
     },
-    /// Waits for a kick from another thread.
-    Kicked {
+    /// Tells of every kick from another thread. Nobody reads the event's counter: each write to it
+    /// is news, and it would take more than a lifetime to fill.
+    Kicks {
         event: Arc<EventFd>,
-        count: Box<[u8; 8]>,
     },
 }
 
@@ -156,9 +157,9 @@ impl Request {
                 let (from_dir, to_dir) = (raw(from_dir), raw(to_dir));
                 opcode::RenameAt::new(from_dir, from.as_ptr(), to_dir, to.as_ptr()).build()
             }
-            Request::Kicked { event, count } => {
+            Request::Kicks { event } => {
                 let fd = Fd(event.as_fd().as_raw_fd());
-                opcode::Read::new(fd, count.as_mut_ptr(), count.len() as u32).build()
+                opcode::PollAdd::new(fd, POLLIN as u32).multi(true).build()
             }
             Request::Read { .. }
             | Request::Write { .. }
@@ -183,7 +184,7 @@ impl Request {
 
     /// Whether a drain may stop it half-way: it changes nothing that outlives us.
     pub(super) fn is_harmless(&self) -> bool {
-        matches!(self, Request::Read { .. } | Request::Kicked { .. })
+        matches!(self, Request::Read { .. } | Request::Kicks { .. })
     }
 }
 
