@@ -260,8 +260,8 @@ impl ReadBuffer {
         }
     }
 
-    /// Puts an entry into one of its slots: a free one, or one whose frame is not used. Not at the
-    /// cost of its own frame's other pages.
+    /// Puts an entry into one of its slots: a free one, or one whose frame is of less worth. Not at
+    /// the cost of its own frame's other pages.
     fn fill(&mut self, entry: Entry, origin: Origin, own: usize) -> Option<Slot> {
         let slots = self.table.slots_of(&entry.id, entry.page);
         let table = self.table.clone();
@@ -270,7 +270,7 @@ impl ReadBuffer {
             let own = own as u32;
             let may_go = |slot: &Slot| {
                 let other = self.owners[Table::index(*slot)] != own;
-                other && table.is_valid(*slot) && !table.is_used(*slot)
+                other && table.is_valid(*slot) && table.is_idle(*slot)
             };
             let victim = slots.into_iter().find(may_go)?;
             mark("evicted from a full bucket");

@@ -39,6 +39,7 @@ use crate::sync::TryCell;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::types::PAGE;
 use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 
 /// Slots of a bucket: their tags fill a cache line, so a look at all of them is one miss.
 const WAYS: usize = 8;
@@ -168,7 +169,14 @@ impl Table {
         if page > first && self.changes.load(Ordering::Acquire) != changes {
             return None;
         }
-        Some(taken.finish())
+        let mut at_edge = false;
+        for touched in &taken.touched {
+            at_edge |= self.touch(touched);
+        }
+        Some(Hit {
+            chunks: taken.finish(),
+            at_edge,
+        })
     }
 
     /// Adds `[from, to)` of a page to what is taken; says whether the payload ends in it. `None`:
@@ -182,11 +190,11 @@ impl Table {
         taken: &mut Taken,
     ) -> Option<bool> {
         let (buckets, tag) = self.place(id, page);
-        for (bucket, way) in buckets
+        for (index, way) in buckets
             .into_iter()
             .flat_map(|it| (0..WAYS).map(move |way| (it, way)))
         {
-            let bucket = &self.buckets[bucket];
+            let bucket = &self.buckets[index];
             if bucket.tags[way].load(Ordering::Acquire) != tag {
                 continue;
             }
@@ -202,17 +210,20 @@ impl Table {
             let to = to.min(usize::from(entry.len));
             let from = from.min(to);
             taken.push(&entry.frame, entry.start as usize + from, to - from);
-            let (len, last) = (entry.len, entry.last);
-            drop(cell);
-            taken.at_edge |= self.touch(bucket, way, from, len);
-            return Some(last);
+            taken.touched.push(Touched {
+                slot: Slot((index * WAYS + way) as u32),
+                from: from as u16,
+                len: entry.len,
+            });
+            return Some(entry.last);
         }
         None
     }
 
     /// Notes that an entry was used, from a byte on; says whether it is an edge, the first time.
     /// Relaxed: it steers what is kept, nothing more.
-    fn touch(&self, bucket: &Bucket, way: usize, from: usize, len: u16) -> bool {
+    fn touch(&self, touched: &Touched) -> bool {
+        let (bucket, way) = self.bucket(touched.slot);
         let state = &bucket.marks[way];
         match state.load(Ordering::Relaxed) {
             USED => false,
@@ -223,11 +234,11 @@ impl Table {
                     return false;
                 }
                 mark("used what was read ahead");
-                self.hits.note_prefetched(usize::from(len));
+                self.hits.note_prefetched(usize::from(touched.len));
                 bucket.edges[way].load(Ordering::Relaxed)
             }
             // The rest of a page that is read in parts is the same pass; its beginning is another.
-            PASSED if from > 0 => false,
+            PASSED if touched.from > 0 => false,
             _ => {
                 state.store(USED, Ordering::Relaxed);
                 false
@@ -237,8 +248,8 @@ impl Table {
 
     /// The shard: a page was served from here to a read that it had to serve.
     pub(super) fn note_use(&self, slot: Slot) {
-        let (bucket, way) = self.bucket(slot);
-        self.touch(bucket, way, 0, PAGE as u16);
+        let (from, len) = (0, PAGE as u16);
+        self.touch(&Touched { slot, from, len });
     }
 
     /// The buckets of a key, and its tag, which is never 0.
@@ -332,17 +343,18 @@ impl Table {
         true
     }
 
-    /// The shard: whether an entry was used since that was last forgotten.
-    pub(super) fn is_used(&self, slot: Slot) -> bool {
+    /// The shard: whether an entry is of less worth than one that comes: nobody has used it since
+    /// that was last forgotten, and it is not there for somebody who is on his way.
+    pub(super) fn is_idle(&self, slot: Slot) -> bool {
         let (bucket, way) = self.bucket(slot);
-        bucket.marks[way].load(Ordering::Relaxed) == USED
+        matches!(bucket.marks[way].load(Ordering::Relaxed), FRESH | PASSED)
     }
 
     /// The shard: whether an entry was used since it was last asked.
     pub(super) fn take_used(&self, slot: Slot) -> bool {
-        let used = self.is_used(slot);
+        let (bucket, way) = self.bucket(slot);
+        let used = bucket.marks[way].load(Ordering::Relaxed) == USED;
         if used {
-            let (bucket, way) = self.bucket(slot);
             bucket.marks[way].store(FRESH, Ordering::Relaxed);
         }
         used
@@ -354,6 +366,13 @@ impl Table {
     }
 }
 
+/// An entry that a read has used, from a byte of it on.
+struct Touched {
+    slot: Slot,
+    from: u16,
+    len: u16,
+}
+
 /// What a read has taken so far; adjacent pages of one frame become one piece.
 #[derive(Default)]
 struct Taken {
@@ -361,7 +380,9 @@ struct Taken {
     frame: Bytes,
     start: usize,
     len: usize,
-    at_edge: bool,
+    /// Counted as used when all of the read was here: else the shard, which serves it then, counts
+    /// them, and twice used is worth keeping. Inline for as much as streams are read by.
+    touched: SmallVec<[Touched; 32]>,
 }
 
 impl Taken {
@@ -385,12 +406,9 @@ impl Taken {
         }
     }
 
-    fn finish(mut self) -> Hit {
+    fn finish(mut self) -> Chunks {
         self.cut();
-        Hit {
-            chunks: self.chunks,
-            at_edge: self.at_edge,
-        }
+        self.chunks
     }
 }
 

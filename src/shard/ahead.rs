@@ -148,10 +148,18 @@ impl<D: Driver> Shard<D> {
 
     /// Begins what may begin.
     fn start_reading_ahead(&self, state: &mut super::State) {
+        while let Some(job) = self.next_job(state) {
+            let shard = self.clone();
+            self.0
+                .driver
+                .spawn(async move { shard.read_ahead(job).await });
+        }
+    }
+
+    /// Takes the next read that may begin, and is of use.
+    fn next_job(&self, state: &mut super::State) -> Option<Job> {
         while state.ahead.flights.len() < READS_MAX {
-            let Some(job) = state.ahead.jobs.pop_front() else {
-                return;
-            };
+            let job = state.ahead.jobs.pop_front()?;
             let pages = job.range.start / PAGE_BYTES..job.range.end.div_ceil(PAGE_BYTES);
             let is_here = |page| state.buffer.holds(job.number, page);
             let under_way = state.ahead.is_under_way(job.number, &job.range);
@@ -164,15 +172,26 @@ impl<D: Driver> Shard<D> {
                 continue;
             }
             state.ahead.flights.push((job.number, job.range.clone()));
-            let shard = self.clone();
-            self.0
-                .driver
-                .spawn(async move { shard.read_ahead(job).await });
+            return Some(job);
+        }
+        None
+    }
+
+    /// Reads ahead, one after the other, for as long as there is something.
+    ///
+    /// Not one task each: a new task would have its turn only when all that has completed with this
+    /// read has had its own, and the device nothing to do meanwhile.
+    async fn read_ahead(&self, first: Job) {
+        let mut next = Some(first);
+        while let Some(job) = next {
+            self.fetch(&job).await;
+            next = self.land(&job);
+            self.0.fetched.notify();
         }
     }
 
-    async fn read_ahead(&self, job: Job) {
-        self.fetch(&job).await;
+    /// A read ahead is over. The next one, if there is any.
+    fn land(&self, job: &Job) -> Option<Job> {
         let mut state = self.state();
         let state = &mut *state;
         let own = |it: &(PayloadNo, Range<u64>)| *it == (job.number, job.range.clone());
@@ -182,10 +201,10 @@ impl<D: Driver> Shard<D> {
             .flights
             .swap_remove(index.expect("it was under way"));
         state.ahead.bytes -= job.range.end - job.range.start;
-        if !self.0.ending.get() {
-            self.start_reading_ahead(state);
+        match self.0.ending.get() {
+            true => None,
+            false => self.next_job(state),
         }
-        self.0.fetched.notify();
     }
 
     async fn fetch(&self, job: &Job) {

@@ -177,7 +177,11 @@ fn what_is_wrong_leaves_and_nothing_else() {
 fn a_short_last_page_says_where_the_payload_ends() {
     let mut rig = Rig::new(8);
     let bytes = Bytes::from_static(b"0123456789abcdef");
-    let frame = rig.buffer.reserve(&[PAGE as u64]).put(bytes, PAGE as u64).unwrap();
+    let frame = rig
+        .buffer
+        .reserve(&[PAGE as u64])
+        .put(bytes, PAGE as u64)
+        .unwrap();
     let page = Page {
         number: 0,
         start: 0,
