@@ -506,6 +506,30 @@ async fn settled(store: &Store) -> ringstore::Stats {
 
 // scenario 130
 #[test]
+fn a_stream_through_more_than_the_buffer_holds_is_read_once() {
+    run(async {
+        // A quarter of the payload fits. Passing over it again and again leaves nothing behind that
+        // takes the room of what the reader is coming to.
+        let (_bench, store, name, data) = streams(MIB as u64, 8 << 20).await;
+        let (len, rounds) = (64 * KIB, 4);
+        for offset in (0..rounds * data.len()).step_by(len) {
+            let offset = offset % data.len();
+            let bytes = read(&store, &name, offset as u64, len).await;
+            assert_bytes(&bytes, &data[offset..offset + len], offset);
+        }
+        let stats = settled(&store).await;
+        let all = (rounds * data.len()) as u64;
+        assert!(
+            stats.device_read_bytes <= all + all / 32,
+            "{} bytes were read for {all}: {stats:?}",
+            stats.device_read_bytes
+        );
+        store.close().await.unwrap();
+    });
+}
+
+// scenario 130
+#[test]
 fn streams_are_read_ahead_once_and_from_memory() {
     for len in [512, 4096, 100 * KIB] {
         run(async {

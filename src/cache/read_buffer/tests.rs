@@ -84,6 +84,22 @@ fn what_was_read_is_a_hit_and_what_is_used_stays() {
 
 // scenario 128
 #[test]
+fn a_read_of_which_a_part_is_missing_uses_nothing() {
+    let mut rig = Rig::new(8);
+    rig.put(0..2, Origin::Ahead { edge: false }).unwrap();
+    let read = |rig: &Rig, pages: usize| rig.table.read(&rig.id, 0, pages * PAGE).is_some();
+    // Were the first two counted here, the second pass would be a reason to keep them.
+    assert!(!read(&rig, 3) && !read(&rig, 3));
+    assert!(read(&rig, 2));
+    for page in 8..15 {
+        assert!(rig.put_one(page));
+    }
+    assert!(!read(&rig, 2), "passed once, they are the first to go");
+    assert!((8..15).all(|page| rig.hit(page)));
+}
+
+// scenario 128
+#[test]
 fn a_scan_does_not_drive_out_what_is_used() {
     let mut rig = Rig::new(64);
     for page in 0..32 {
