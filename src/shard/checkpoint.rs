@@ -18,7 +18,6 @@ use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
 use crate::marks::{mark, planted};
 use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
-use crate::upload::manifest::segment_name;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
@@ -485,10 +484,8 @@ impl<D: Driver> Shard<D> {
             }
             state.stats.cleaned_segments += freed.len() as u64;
             if let Some(tier) = &mut state.tier {
-                // Whether it was uploaded is not always known: an earlier opening may have.
                 for held in &freed {
-                    let name = segment_name(self.0.params.shard, held.id, held.epoch);
-                    tier.note_freed(name, kept.sequence);
+                    tier.note_freed(self.0.params.shard, held, kept.sequence);
                 }
             }
             state

@@ -49,7 +49,7 @@ use crate::stats::{Latencies, Op, Stats};
 use crate::sync::mailbox::{Receiver, Sender};
 use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
-use crate::upload::{Client, within};
+use crate::upload::{Cause, Client, within};
 use files::Files;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -555,6 +555,7 @@ impl<D: Driver> Shard<D> {
         );
         tracing::error!(shard = self.0.params.shard.0, %error, "{what} failed");
         let error = Error::with_source(ErrorKind::Poisoned, message, error);
+        self.note_obstacle(Cause::Poison, &error);
         self.state().commit.poison.get_or_insert(error);
         self.0.committed.notify();
         self.0.room.notify();

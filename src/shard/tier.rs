@@ -30,7 +30,7 @@ use crate::residency::{Held, Segments};
 use crate::stats::Stats;
 use crate::types::{Lsn, Nanos, SegmentId, ShardId};
 use crate::upload::manifest::{Base, Object, ShardState, base_name, segment_name};
-use crate::upload::{Client, Needs, within};
+use crate::upload::{Cause, Client, Needs, within};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -195,10 +195,19 @@ impl Tier {
             bad.map_or(0.0, |(since, _)| now.since(since).as_secs_f64());
     }
 
-    /// A segment was freed: its object goes when a checkpoint of this sequence or a later one
-    /// counts.
-    pub(super) fn note_freed(&mut self, name: String, sequence: u64) {
+    /// An object goes when a checkpoint of this sequence or a later one counts.
+    fn note_garbage(&mut self, name: String, sequence: u64) {
         self.garbage.push((sequence, name));
+    }
+
+    /// A segment was freed by this checkpoint, and its object goes with it. Whether there is one is
+    /// not always known: an earlier opening may have made it.
+    pub(super) fn note_freed(&mut self, shard: ShardId, held: &Held, sequence: u64) {
+        self.note_garbage(segment_name(shard, held.id, held.epoch), sequence);
+        if self.stuck.remove(&held.id).is_some() {
+            let between = self.client.between();
+            between.clear_obstacle(shard, Cause::Segment(held.id));
+        }
     }
 }
 
@@ -276,6 +285,23 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Tells the other shards why this one does not go on, for those that wait for it.
+    pub(super) fn note_obstacle(&self, cause: Cause, error: &Error) {
+        if let Some(client) = self.client() {
+            let obstacle = (self.now(), error.clone());
+            let between = client.between();
+            between.note_obstacle(self.0.params.shard, cause, obstacle);
+        }
+    }
+
+    /// A cause has gone.
+    fn clear_obstacle(&self, cause: Cause) {
+        if let Some(client) = self.client() {
+            let between = client.between();
+            between.clear_obstacle(self.0.params.shard, cause);
+        }
+    }
+
     pub(super) fn client(&self) -> Option<Client> {
         let state = self.0.state.borrow();
         state.tier.as_ref().map(|tier| tier.client.clone())
@@ -304,13 +330,15 @@ impl<D: Driver> Shard<D> {
                     Ok(()) => {
                         held.set_uploaded(recorded_from);
                         state.stats.completed_syncs += 1;
+                        drop(state);
                     }
                     Err(error) => {
                         tracing::error!(segment = held.id.0, %error, "a segment is not uploaded");
-                        tier.stuck.insert(held.id, error);
+                        tier.stuck.insert(held.id, error.clone());
+                        drop(state);
+                        shard.note_obstacle(Cause::Segment(held.id), &error);
                     }
                 }
-                drop(state);
                 drop(held);
                 shard.0.tier_changed.notify();
                 shard.0.upkeep_due.notify();
@@ -402,8 +430,9 @@ impl<D: Driver> Shard<D> {
             }
             Ok(()) => {}
             Err(error) => {
-                tier.ended.get_or_insert(error);
+                tier.ended.get_or_insert(error.clone());
                 drop(state);
+                self.note_obstacle(Cause::End, &error);
                 self.0.tier_changed.notify();
             }
         }
@@ -511,8 +540,9 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Waits until the log counts in the bucket up to `lsn`. Fails when the bucket is away, or when
-    /// a checkpoint that is needed for that cannot be had for long.
+    /// what it waits for, here or on another shard, cannot be had for long.
     pub(super) async fn published(&self, lsn: Lsn) -> Result<()> {
+        let began = self.now();
         let open = {
             let state = self.0.state.borrow();
             if state.tier.is_none() {
@@ -541,10 +571,11 @@ impl<D: Driver> Shard<D> {
                 return Err(Error::new(ErrorKind::Unavailable, message));
             }
             let client = state.tier.as_ref().map(|tier| &tier.client);
-            let obstacle = client.and_then(|client| client.between().obstacle());
+            let own = self.0.params.shard;
+            let obstacle = client.and_then(|client| client.between().obstacle(own));
             let stall_timeout = self.0.params.config.stall_timeout;
             if let Some((since, error)) = obstacle
-                && self.now().since(since) >= stall_timeout
+                && self.now().since(since.max(began)) >= stall_timeout
             {
                 return Err(error);
             }

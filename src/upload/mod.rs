@@ -37,7 +37,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use between::Needs;
+pub(crate) use between::{Cause, Needs};
 pub(crate) use publish::{Identity, Recovered};
 
 /// Requests that wait for the uploader at most; shards wait beyond that.
@@ -146,6 +146,7 @@ pub(crate) struct Client {
 pub(crate) struct Uploader {
     requests: Receiver<Request>,
     health: Arc<Health>,
+    between: Arc<Between>,
     /// Who takes the bucket at once; `None`: whoever asks for it.
     identity: Option<Identity>,
 }
@@ -153,15 +154,16 @@ pub(crate) struct Uploader {
 /// An uploader for one opening of a store, and how to speak to it.
 pub(crate) fn uploader(identity: Option<Identity>) -> (Client, Uploader) {
     let (sender, receiver) = mailbox(REQUESTS_MAX);
-    let health = Arc::new(Health::new());
+    let (health, between) = (Arc::new(Health::new()), Arc::new(Between::new()));
     let client = Client {
         requests: sender,
         health: health.clone(),
-        between: Arc::new(Between::new()),
+        between: between.clone(),
     };
     let uploader = Uploader {
         requests: receiver,
         health,
+        between,
         identity,
     };
     (client, uploader)
@@ -309,7 +311,7 @@ impl Uploader {
             fenced: RefCell::new(None),
             probing: Cell::new(false),
         }));
-        let publisher = Publisher::new(service.clone(), self.identity);
+        let publisher = Publisher::new(service.clone(), self.identity, self.between);
         publisher.start();
         let mut batch = VecDeque::new();
         while self.requests.drain(&mut batch).await {

@@ -9,7 +9,7 @@
 //!    the first manifest has all that was recovered of every shard, or nothing of any.
 //! 4. A manifest that fences somebody is never deleted.
 
-use super::between::Needs;
+use super::between::{Between, Needs};
 use super::manifest::parse_manifest_name;
 use super::manifest::{MANIFEST_PREFIX, Manifest, ShardState, manifest_name};
 use super::{BACKOFF_MIN, Runtime, Service, TRY_TIMEOUT};
@@ -23,6 +23,7 @@ use crate::types::{Epoch, Lsn, NodeId, ShardId};
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Manifests up to the newest that are kept. Of the older ones, those that fence somebody and the
 /// multiples of this are; see [`newest`].
@@ -80,6 +81,7 @@ struct State {
 pub(super) struct Publisher<R> {
     service: Service<R>,
     identity: Option<Identity>,
+    between: Arc<Between>,
     /// Random for each opening.
     writer: u64,
     state: Rc<RefCell<State>>,
@@ -87,7 +89,11 @@ pub(super) struct Publisher<R> {
 }
 
 impl<R: Runtime> Publisher<R> {
-    pub(super) fn new(service: Service<R>, identity: Option<Identity>) -> Publisher<R> {
+    pub(super) fn new(
+        service: Service<R>,
+        identity: Option<Identity>,
+        between: Arc<Between>,
+    ) -> Publisher<R> {
         let shards = identity.as_ref().map_or(0, |identity| identity.shards);
         let state = State {
             recovered: Some(vec![None; shards]),
@@ -97,6 +103,7 @@ impl<R: Runtime> Publisher<R> {
             writer: service.0.runtime.random(),
             service,
             identity,
+            between,
             state: Rc::new(RefCell::new(state)),
             due: Rc::new(Signal::default()),
         }
@@ -106,6 +113,7 @@ impl<R: Runtime> Publisher<R> {
         Publisher {
             service: self.service.clone(),
             identity: self.identity.clone(),
+            between: self.between.clone(),
             writer: self.writer,
             state: self.state.clone(),
             due: self.due.clone(),
@@ -325,6 +333,7 @@ impl<R: Runtime> Publisher<R> {
             let mut state = self.state.borrow_mut();
             if result.is_ok() {
                 state.recovered = None;
+                self.between.begin();
                 state.current = Some(next.clone());
             }
             let updates = std::mem::take(&mut state.updates).into_iter().enumerate();

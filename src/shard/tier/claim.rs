@@ -6,8 +6,8 @@ use super::super::Shard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::types::Lsn;
-use crate::upload::Recovered;
 use crate::upload::manifest::ShardState;
+use crate::upload::{Cause, Recovered};
 use std::pin::Pin;
 
 /// Whether this directory may go on from what counts in the bucket.
@@ -52,8 +52,8 @@ impl<D: Driver> Shard<D> {
 
     /// Takes note of what counts in the bucket. False: nothing will be uploaded.
     fn begin_tier(&self, published: Result<ShardState>, recovered: Lsn) -> bool {
-        let mut state = self.state();
-        let state = &mut *state;
+        let mut guard = self.state();
+        let state = &mut *guard;
         let accepted = published.and_then(|published| {
             may_go_on(&published, recovered)?;
             Ok(published)
@@ -80,7 +80,9 @@ impl<D: Driver> Shard<D> {
                 true
             }
             Err(error) => {
-                tier.ended = Some(error);
+                tier.ended = Some(error.clone());
+                drop(guard);
+                self.note_obstacle(Cause::End, &error);
                 false
             }
         }

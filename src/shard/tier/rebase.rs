@@ -12,6 +12,7 @@ use crate::marks::mark;
 use crate::remote::Listed;
 use crate::residency::Held;
 use crate::types::PAGE;
+use crate::upload::Cause;
 use crate::upload::manifest::{
     Base, base_name, base_prefix, parse_base_name, parse_segment_name, segment_prefix,
 };
@@ -108,6 +109,9 @@ impl<D: Driver> Shard<D> {
                     return;
                 }
                 self.0.driver.sleep(RETRY_PAUSE).await;
+                if due().is_none() {
+                    self.clear_obstacle(Cause::Checkpoint);
+                }
             }
         }
     }
@@ -125,14 +129,16 @@ impl<D: Driver> Shard<D> {
         let mut state = self.state();
         let tier = state.tier.as_mut().expect("it does not go");
         tier.rebasing = false;
-        // Everything else passes, or has poisoned the shard.
-        let full = |error: &&Error| error.kind() == ErrorKind::Full;
-        let obstacle = result.as_ref().err().filter(full);
-        let obstacle = obstacle.map(|error| (self.now(), error.clone()));
-        let between = tier.client.between();
-        between.note_obstacle(self.0.params.shard, obstacle);
         let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
         drop(state);
+        match &result {
+            Ok(()) => self.clear_obstacle(Cause::Checkpoint),
+            // Everything else passes, or has poisoned the shard.
+            Err(error) if error.kind() == ErrorKind::Full => {
+                self.note_obstacle(Cause::Checkpoint, error);
+            }
+            Err(_) => {}
+        }
         self.0.tier_changed.notify();
         result
     }
@@ -257,7 +263,7 @@ impl<D: Driver> Shard<D> {
         let tier = state.tier.as_mut().expect("it does not go");
         for name in orphans {
             mark("orphan in the remote");
-            tier.note_freed(name, sequence);
+            tier.note_garbage(name, sequence);
         }
         self.0.tier_changed.notify();
     }

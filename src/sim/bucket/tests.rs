@@ -1,0 +1,219 @@
+//! Stores and a bucket, each time with one thing wrong: who is told, what is refused, what is left.
+
+use super::{Bucket, BucketFaults};
+use crate::config::{Config, RemoteConfig};
+use crate::error::{ErrorKind, Result};
+use crate::io::sim::{Disk, DiskFaults, Process, Universe};
+use crate::marks::armed::take_hits;
+use crate::payload_id::PayloadId;
+use crate::shard::Routes;
+use crate::sim::world;
+use crate::stats::HealthStatus;
+use crate::store::Store;
+use crate::types::{Epoch, ShardId};
+use crate::upload::manifest::base_name;
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::time::Duration;
+
+/// Virtual time after which an answer will not come any more.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A machine with a disk, and a bucket.
+struct Rig {
+    config: Config,
+    process: RefCell<Process>,
+    disk: RefCell<Disk>,
+    bucket: Bucket,
+    universe: Universe,
+}
+
+impl Rig {
+    fn new(seed: u64, shards: usize) -> Rig {
+        let universe = Universe::new(seed);
+        let mut config = Config::new("disk");
+        config.shards = Some(shards);
+        config.segment_bytes = 64 << 10;
+        config.dirty_bytes_max = (1 << 20) * shards as u64;
+        config.read_buffer_bytes = 0;
+        config.prefetch_bytes_max = 0;
+        config.seal_after = Duration::from_millis(500);
+        config.stall_timeout = Duration::from_secs(5);
+        config.remote = Some(RemoteConfig::Memory("bucket".to_owned()));
+        Rig {
+            config,
+            process: RefCell::new(universe.process()),
+            disk: RefCell::new(universe.disk("disk")),
+            bucket: Bucket::new(&universe, seed),
+            universe,
+        }
+    }
+
+    fn run<F: Future>(&self, future: F) -> F::Output {
+        let ended = self.universe.run_until_within(PATIENCE, future);
+        ended.expect("it has an answer")
+    }
+
+    fn sleep(&self, seconds: u64) {
+        self.run(self.universe.sleep(Duration::from_secs(seconds)));
+    }
+
+    fn open_as(&self, config: Config) -> Result<Store> {
+        let (universe, process) = (self.universe.clone(), self.process.borrow().clone());
+        let (disk, bucket) = (self.disk.borrow().clone(), self.bucket.clone());
+        self.run(world::open(
+            &universe,
+            &process,
+            &disk,
+            Some(&bucket),
+            config,
+        ))
+    }
+
+    fn open(&self) -> Store {
+        self.open_as(self.config.clone()).expect("it opens")
+    }
+
+    fn open_without_remote(&self) -> Store {
+        let mut config = self.config.clone();
+        config.remote = None;
+        self.open_as(config).expect("it opens")
+    }
+
+    /// The process dies.
+    fn kill(&self, store: Store) {
+        drop(store);
+        self.process.borrow().kill();
+        *self.process.borrow_mut() = self.universe.process();
+    }
+
+    /// The machine is lost, and another is rebuilt from the bucket.
+    fn rebuild(&self, name: &str) -> Result<Store> {
+        self.process.borrow().kill();
+        self.rebuild_beside(name)
+    }
+
+    /// Another machine is rebuilt from the bucket, and this one lives on.
+    fn rebuild_beside(&self, name: &str) -> Result<Store> {
+        *self.process.borrow_mut() = self.universe.process();
+        *self.disk.borrow_mut() = self.universe.disk(name);
+        let (universe, process) = (self.universe.clone(), self.process.borrow().clone());
+        let (disk, bucket) = (self.disk.borrow().clone(), self.bucket.clone());
+        let config = self.config.clone();
+        self.run(world::rebuild(
+            &universe,
+            &process,
+            &disk,
+            Some(&bucket),
+            config,
+        ))
+    }
+
+    fn fail_writes(&self, per_mille: u16) {
+        let faults = DiskFaults {
+            write_error: per_mille,
+            torn: 0,
+            ..DiskFaults::default()
+        };
+        self.disk.borrow().set_faults(faults);
+    }
+
+    fn write(&self, store: &Store, id: &PayloadId, fill: u8, len: usize) {
+        let write = async {
+            store.write_at(id, 0, Bytes::from(vec![fill; len])).await?;
+            store.flush(id).await
+        };
+        self.run(write).expect("it is written");
+    }
+
+    fn read(&self, store: &Store, id: &PayloadId, len: usize) -> Result<Bytes> {
+        let read = self.run(store.read_at(id, 0, len));
+        read.map(|chunks| chunks.into_bytes())
+    }
+
+    /// The files of a shard whose names begin so, in order.
+    fn files(&self, shard: u16, prefix: &str) -> Vec<String> {
+        let prefix = format!("shard-{shard:04}/{prefix}");
+        let files = self.disk.borrow().files();
+        let names = files.into_iter().map(|(name, _)| name);
+        names.filter(|name| name.starts_with(&prefix)).collect()
+    }
+}
+
+/// The `nth` name whose home is this shard of two.
+fn on(shard: u16, nth: usize) -> PayloadId {
+    let routes = Routes::new(2);
+    let names = (0..).map(|n| PayloadId::new(format!("p{n}")).expect("valid"));
+    let mut there = names.filter(|id| routes.home(id) == ShardId(shard));
+    there.nth(nth).expect("there are many")
+}
+
+fn kind<T>(result: Result<T>) -> ErrorKind {
+    result.map(|_| ()).expect_err("it cannot succeed").kind()
+}
+
+/// Two shards with bytes here that the bucket, which is away, does not have.
+fn behind(rig: &Rig) -> Store {
+    rig.bucket.set_away(true);
+    let store = rig.open();
+    rig.write(&store, &on(0, 0), 1, 10_000);
+    rig.write(&store, &on(1, 0), 2, 10_000);
+    rig.run(store.close()).expect_err("the bucket is away");
+    rig.open()
+}
+
+// S-19, S-25
+#[test]
+fn who_waits_for_a_poisoned_shard_is_told() {
+    let rig = Rig::new(5, 2);
+    let store = behind(&rig);
+    rig.fail_writes(1000);
+    let write = async {
+        store
+            .write_at(&on(0, 0), 0, Bytes::from_static(b"x"))
+            .await?;
+        store.flush(&on(0, 0)).await
+    };
+    assert_eq!(kind(rig.run(write)), ErrorKind::Poisoned);
+    rig.fail_writes(0);
+    rig.bucket.set_away(false);
+    rig.sleep(30);
+    let waited = rig.run(store.wait_remote(&on(1, 0)));
+    assert_eq!(kind(waited), ErrorKind::Poisoned);
+    assert_eq!(kind(rig.run(store.drain_uploads())), ErrorKind::Poisoned);
+}
+
+#[test]
+fn who_waits_for_a_segment_that_cannot_be_read_is_told() {
+    let rig = Rig::new(6, 2);
+    let store = behind(&rig);
+    for name in rig.files(0, "seg-") {
+        rig.disk.borrow().break_page(&name, 2).expect("it is there");
+    }
+    rig.bucket.set_away(false);
+    rig.sleep(30);
+    let waited = rig.run(store.wait_remote(&on(1, 0)));
+    assert_eq!(kind(waited), ErrorKind::Corrupt);
+    assert_eq!(kind(rig.run(store.drain_uploads())), ErrorKind::Corrupt);
+}
+
+#[test]
+fn who_waits_for_a_shard_that_the_bucket_refuses_is_told() {
+    let rig = Rig::new(7, 2);
+    let store = rig.open();
+    rig.write(&store, &on(0, 0), 1, 30_000);
+    rig.write(&store, &on(1, 0), 2, 30_000);
+    rig.run(store.close()).expect("it closes");
+    // The directory of one shard has lost everything.
+    for name in rig.files(0, "") {
+        rig.disk.borrow().remove_file(&name).expect("it is there");
+    }
+    let store = rig.open();
+    rig.write(&store, &on(0, 1), 3, 5000);
+    // The name moves to the shard that is behind; what comes later at its home needs that.
+    rig.run(store.copy(&on(0, 1), &on(1, 0)))
+        .expect("it is copied");
+    rig.write(&store, &on(1, 1), 4, 5000);
+    let waited = rig.run(store.wait_remote(&on(1, 1)));
+    assert_eq!(kind(waited), ErrorKind::Corrupt);
+}
