@@ -341,6 +341,7 @@ impl<D: Driver> Shard<D> {
             pages: end.pages,
             next_payload: state.map.next_payload().0,
             next_generation: self.next_generation().0,
+            next_file: state.segments.next_file(),
         }];
         head.extend(sealed.map(item));
         let dead = state.dead();

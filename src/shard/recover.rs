@@ -413,7 +413,9 @@ impl Loading {
                 pages,
                 next_payload,
                 next_generation,
+                next_file,
             } => {
+                segments.number_files_from(next_file);
                 let numbers = [next_lsn, next_payload, next_generation];
                 let sane = numbers.iter().all(|number| *number < NUMBER_MAX);
                 if next_lsn == 0 || !sane || !segment.is_valid() {

@@ -27,6 +27,7 @@ fn items() -> Vec<Item> {
             pages: 12,
             next_payload: 8,
             next_generation: 6,
+            next_file: 0,
         },
         Item::Segment {
             segment: SegmentId(4),

@@ -217,3 +217,38 @@ fn who_waits_for_a_shard_that_the_bucket_refuses_is_told() {
     let waited = rig.run(store.wait_remote(&on(1, 1)));
     assert_eq!(kind(waited), ErrorKind::Corrupt);
 }
+
+// S-17: either of the two newest checkpoints may be lost
+#[test]
+fn number_of_an_evicted_file_is_not_used_again() {
+    let rig = Rig::new(8, 1);
+    let store = rig.open();
+    for nth in 0..6 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    rig.run(store.drain_uploads()).expect("it is uploaded");
+    // At rest there are no other files.
+    rig.sleep(60);
+    for nth in 0..6 {
+        rig.run(store.evict(&on(0, nth))).expect("it is evicted");
+    }
+    rig.run(store.close()).expect("it closes");
+    assert_eq!(rig.files(0, "seg-"), Vec::<String>::new());
+    let store = rig.open();
+    for nth in 6..12 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    rig.kill(store);
+    let newest = rig.files(0, "checkpoint-").pop().expect("there are two");
+    rig.disk
+        .borrow()
+        .flip_bit(&newest, 8000)
+        .expect("it is there");
+    let store = rig.open();
+    let stats = rig.run(store.stats()).expect("it has figures");
+    assert_eq!(stats.batches_lost, 0);
+    for nth in 0..12 {
+        let read = rig.read(&store, &on(0, nth), 60_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
+    }
+}
