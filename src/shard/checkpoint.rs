@@ -278,6 +278,7 @@ impl<D: Driver> Shard<D> {
             self.close_batch();
         }
         let begun = self.begin_checkpoint();
+        // Tried again it is the same one: it says nothing of what came later than its number.
         let mut result = self.write_checkpoint(&begun).await;
         while result.as_ref().is_err_and(is_full) && self.make_room_for_checkpoint().await {
             result = self.write_checkpoint(&begun).await;
@@ -289,10 +290,9 @@ impl<D: Driver> Shard<D> {
                 .into_iter()
                 .for_each(|(_, payload)| state.map.release(payload));
         }
-        let (sequence, bytes) = result?;
         let kept = Kept {
-            sequence,
-            bytes,
+            sequence: begun.sequence,
+            bytes: result?,
             next: begun.end.next_lsn,
             covers: begun.covers,
         };
@@ -324,6 +324,8 @@ impl<D: Driver> Shard<D> {
         let mut state = self.state();
         let state = &mut *state;
         state.upkeep.logged_then = state.stats.device_written_bytes;
+        let sequence = state.upkeep.next_sequence;
+        state.upkeep.next_sequence += 1;
         let end = state.log.end();
         let item = |held: &std::rc::Rc<crate::residency::Held>| Item::Segment {
             segment: held.id,
@@ -355,6 +357,7 @@ impl<D: Driver> Shard<D> {
             None => end.segment.next(),
         };
         Begun {
+            sequence,
             end,
             covers,
             head,
@@ -363,26 +366,19 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    async fn write_checkpoint(&self, begun: &Begun) -> Result<(u64, u64)> {
-        let sequence = {
-            let mut state = self.state();
-            state.upkeep.next_sequence += 1;
-            state.upkeep.next_sequence - 1
-        };
+    async fn write_checkpoint(&self, begun: &Begun) -> Result<u64> {
         // What the checkpoint refers to is durable before the checkpoint is.
         if !planted("checkpoint_before_log") {
             self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
         }
         self.footers_durable(begun.end.segment).await?;
         let temporary = self.0.params.path("checkpoint.new");
-        let result = self
-            .write_checkpoint_file(sequence, begun, &temporary)
-            .await;
+        let result = self.write_checkpoint_file(begun, &temporary).await;
         if result.is_err() {
             // The next opening removes it if this does not.
             let _ = self.0.driver.unlink(&temporary).await;
         }
-        result.map(|bytes| (sequence, bytes)).map_err(|error| {
+        result.map_err(|error| {
             let kind = match error.kind() {
                 io::ErrorKind::StorageFull => ErrorKind::Full,
                 _ => ErrorKind::Poisoned,
@@ -404,12 +400,7 @@ impl<D: Driver> Shard<D> {
             .await
     }
 
-    async fn write_checkpoint_file(
-        &self,
-        sequence: u64,
-        begun: &Begun,
-        temporary: &str,
-    ) -> io::Result<u64> {
+    async fn write_checkpoint_file(&self, begun: &Begun, temporary: &str) -> io::Result<u64> {
         let _ = self.0.driver.unlink(temporary).await;
         let file = self
             .0
@@ -418,7 +409,7 @@ impl<D: Driver> Shard<D> {
             .await?;
         let params = &self.0.params;
         let mut out = Out {
-            encoder: Encoder::new(identity(&params.store, params.shard, sequence)),
+            encoder: Encoder::new(identity(&params.store, params.shard, begun.sequence)),
             full: VecDeque::new(),
         };
         let mut bytes = 0;
@@ -444,7 +435,7 @@ impl<D: Driver> Shard<D> {
         let last = out.encoder.finish();
         bytes += self.write_chunk(&file, &last, bytes).await?;
         file.sync().await?;
-        let path = params.path(&checkpoint_name(sequence));
+        let path = params.path(&checkpoint_name(begun.sequence));
         self.0.driver.rename(temporary, &path).await?;
         self.sync_dir().await?;
         Ok(bytes)
@@ -553,6 +544,7 @@ impl<D: Driver> Drop for Turn<D> {
 
 /// What a checkpoint holds, as it was when it was begun.
 struct Begun {
+    sequence: u64,
     end: LogEnd,
     covers: SegmentId,
     /// Where replay goes on, and the sealed segments.

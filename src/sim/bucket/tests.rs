@@ -252,3 +252,23 @@ fn number_of_an_evicted_file_is_not_used_again() {
         assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
     }
 }
+
+// S-29: a checkpoint says of a segment that it is uploaded only if it was begun later
+#[test]
+fn checkpoint_that_is_tried_again_keeps_its_number() {
+    let rig = Rig::new(10, 1);
+    let store = rig.open();
+    drop(take_hits());
+    for round in 0..6u8 {
+        rig.write(&store, &on(0, 0), round, 10_000);
+        rig.run(store.drain_uploads()).expect("it is uploaded");
+        let used = rig.disk.borrow().used();
+        rig.disk.borrow().set_capacity(used);
+        rig.run(store.evict(&on(0, 0))).expect("it is evicted");
+        rig.disk.borrow().set_capacity(u64::MAX);
+    }
+    assert!(take_hits()["older checkpoint given up for a checkpoint"] > 0);
+    let checkpoints = rig.run(store.stats()).expect("it has figures").checkpoints;
+    let newest = format!("shard-0000/checkpoint-{checkpoints:016x}");
+    assert_eq!(rig.files(0, "checkpoint-").pop(), Some(newest));
+}
