@@ -51,6 +51,9 @@ pub(super) struct Upkeep {
     pub(super) moved_to: Option<SegmentId>,
     /// A checkpoint is being written. One at a time: they share the name of the unfinished file.
     checkpointing: bool,
+    /// All checkpoints before the first of this log were lost, and records with them: what the
+    /// bucket has of the shard is more than this.
+    pub(super) past_lost: bool,
     /// Segments with bytes that cannot be read, and so not moved.
     pub(super) unmovable: BTreeSet<SegmentId>,
 }
@@ -79,6 +82,14 @@ pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
 }
 
 impl Upkeep {
+    /// Behind a checkpoint that says whether the past is lost.
+    pub(super) fn behind(past_lost: bool) -> Upkeep {
+        Upkeep {
+            past_lost,
+            ..Upkeep::default()
+        }
+    }
+
     /// As found at opening: checkpoints by number with their bytes, what the newest good one
     /// covers, and the segment from which on it lists none.
     pub(super) fn found(
@@ -344,6 +355,7 @@ impl<D: Driver> Shard<D> {
             next_payload: state.map.next_payload().0,
             next_generation: self.next_generation().0,
             next_file: state.segments.next_file(),
+            past_lost: state.upkeep.past_lost,
         }];
         head.extend(sealed.map(item));
         let dead = state.dead();

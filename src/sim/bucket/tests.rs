@@ -272,3 +272,41 @@ fn checkpoint_that_is_tried_again_keeps_its_number() {
     let newest = format!("shard-0000/checkpoint-{checkpoints:016x}");
     assert_eq!(rig.files(0, "checkpoint-").pop(), Some(newest));
 }
+
+// S-24: what a store has lost is not lost in the bucket for that
+#[test]
+fn store_that_has_lost_records_does_not_replace_what_the_bucket_has() {
+    let rig = Rig::new(11, 1);
+    let store = rig.open();
+    for nth in 0..6 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    rig.run(store.close()).expect("it closes");
+    // An opening, so that something stands behind the checkpoints.
+    let store = rig.open();
+    rig.write(&store, &on(0, 6), 6, 60_000);
+    rig.kill(store);
+    for name in rig.files(0, "checkpoint-") {
+        rig.disk.borrow().remove_file(&name).expect("it is there");
+    }
+    for name in rig.files(0, "seg-").iter().take(3) {
+        rig.disk.borrow().remove_file(name).expect("it is there");
+    }
+    let store = rig.open_without_remote();
+    for nth in 7..12 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    rig.run(store.close()).expect("it closes");
+    for _ in 0..2 {
+        let store = rig.open();
+        let drained = rig.run(store.drain_uploads());
+        assert_eq!(kind(drained), ErrorKind::Corrupt);
+        let closed: Result<()> = rig.run(store.close());
+        assert_eq!(kind(closed), ErrorKind::Corrupt);
+    }
+    let store = rig.rebuild("another").expect("it is rebuilt");
+    for nth in 0..6 {
+        let read = rig.read(&store, &on(0, nth), 60_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
+    }
+}
