@@ -17,6 +17,7 @@
 //! Deliberately not here: how the bucket is spoken to (`upload`), and reading from it (`cold`).
 
 mod claim;
+mod compare;
 mod rebase;
 
 use super::{Shard, State};
@@ -51,10 +52,6 @@ const TAIL_PER_BASE: u64 = 20;
 
 /// How often somebody who waits for the bucket looks whether it is away.
 const HEALTH_PERIOD: Duration = Duration::from_millis(250);
-
-/// Times that an object is looked at again which is not what it should be: it may have become so on
-/// its way.
-const WRONG_MAX: u32 = 3;
 
 /// Pause before something that failed here is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -367,25 +364,8 @@ impl<D: Driver> Shard<D> {
             // An earlier try, or an earlier opening, has made it: if it is the same.
             Created::Exists => {
                 mark("segment was uploaded at an earlier try");
-                self.compare_uploaded(&client, name, &table).await
-            }
-        }
-    }
-
-    /// Whether an object is the one that it should be, by its table. Tries for as long as the
-    /// remote does not say.
-    async fn compare_uploaded(&self, client: &Client, name: String, table: &[u8]) -> Result<()> {
-        let mut wrong = 0;
-        loop {
-            match client.get(name.clone(), 0, table.len() as u64).await {
-                Ok(there) if there == table => return Ok(()),
-                Err(error) if error.kind() != ErrorKind::Unavailable => return Err(error),
-                Err(_) => self.0.driver.sleep(RETRY_PAUSE).await,
-                Ok(_) if wrong < WRONG_MAX => wrong += 1,
-                Ok(_) => {
-                    let message = format!("the remote has another object of this name: {name}");
-                    return Err(Error::corrupt(message));
-                }
+                // Its table vouches for all of it.
+                self.compare_there(&client, &name, 0, &table).await
             }
         }
     }

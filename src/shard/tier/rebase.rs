@@ -9,7 +9,7 @@ use super::{End, READ_PAGES, RETRY_PAUSE, TAIL_PER_BASE, TAIL_SEGMENTS_MAX, Tier
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::marks::mark;
-use crate::remote::Listed;
+use crate::remote::{Created, Listed};
 use crate::residency::Held;
 use crate::types::PAGE;
 use crate::upload::Cause;
@@ -159,11 +159,11 @@ impl<D: Driver> Shard<D> {
         };
         let name = base_name(self.0.params.shard, base.sequence, base.epoch);
         let body = self.read_checkpoint(newest.sequence, newest.bytes).await?;
-        // Made at an earlier try, it is the same: a sequence is used once in an opening.
-        self.client()
-            .expect("it does not go")
-            .create(name, body)
-            .await?;
+        let client = self.client().expect("it does not go");
+        if client.create(name.clone(), body.clone()).await? == Created::Exists {
+            mark("checkpoint was uploaded at an earlier try");
+            self.compare_whole(&client, &name, &body).await?;
+        }
         // What the cleaner has moved meanwhile has to be in the bucket, too.
         self.seal_open().await?;
         let sealed = self.0.state.borrow().sealed();

@@ -253,6 +253,24 @@ fn number_of_an_evicted_file_is_not_used_again() {
     }
 }
 
+// S-23, S-24: what is there under a name is compared, not believed
+#[test]
+fn anothers_checkpoint_is_not_taken_for_ours() {
+    let rig = Rig::new(9, 1);
+    for sequence in 1..4 {
+        let name = base_name(ShardId(0), sequence, Epoch(1));
+        rig.bucket.plant(name, b"another's");
+    }
+    let store = rig.open();
+    rig.write(&store, &on(0, 0), 1, 10_000);
+    assert_eq!(kind(rig.run(store.close())), ErrorKind::Corrupt);
+    let store = rig.rebuild("another").expect("it is rebuilt");
+    assert_eq!(
+        rig.read(&store, &on(0, 0), 100).expect("read"),
+        vec![1; 100]
+    );
+}
+
 // S-29: a checkpoint says of a segment that it is uploaded only if it was begun later
 #[test]
 fn checkpoint_that_is_tried_again_keeps_its_number() {
