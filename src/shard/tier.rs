@@ -499,10 +499,10 @@ impl<D: Driver> Shard<D> {
             let seal_after = shard.0.params.config.seal_after;
             shard.0.driver.sleep(seal_after).await;
             let open = || shard.0.state.borrow().log.open_segment() == Some(id);
-            if open() {
+            // One that is empty is looked at again. A poisoned shard seals nothing.
+            while open() && shard.seal_open().await.is_ok() {
                 mark("old segment sealed");
-                // A poisoned shard seals nothing.
-                let _ = shard.seal_open().await;
+                shard.0.driver.sleep(seal_after).await;
             }
         });
     }
