@@ -10,6 +10,7 @@
 //! 4. A manifest that fences somebody is never deleted.
 
 use super::between::{Between, Needs};
+use super::health::Way;
 use super::manifest::parse_manifest_name;
 use super::manifest::{MANIFEST_PREFIX, Manifest, ShardState, manifest_name};
 use super::{BACKOFF_MIN, Runtime, Service, TRY_TIMEOUT};
@@ -204,7 +205,10 @@ impl<R: Runtime> Publisher<R> {
         identity: &Identity,
     ) -> std::result::Result<Result<Manifest>, Failure> {
         let remote = &*self.service.0.remote;
-        let newest = self.service.tried(TRY_TIMEOUT, newest(remote)).await?;
+        let newest = self
+            .service
+            .tried(Way::Reads, TRY_TIMEOUT, newest(remote))
+            .await?;
         let may = match &newest {
             Some(newest) => may_follow(identity, newest),
             None => self.may_begin().await,
@@ -213,7 +217,7 @@ impl<R: Runtime> Publisher<R> {
             return Ok(Err(error));
         }
         let probe = creates_conditionally(remote, self.writer);
-        let fences = self.service.tried(TRY_TIMEOUT, probe).await?;
+        let fences = self.service.tried(Way::Writes, TRY_TIMEOUT, probe).await?;
         if !fences && !identity.unfenced {
             return Ok(Err(Error::invalid(
                 "the remote replaces objects that it should refuse to: two engines could write to \
@@ -236,7 +240,7 @@ impl<R: Runtime> Publisher<R> {
             shards,
         };
         let made = make(&*self.service.0.remote, &claim);
-        match self.service.tried(TRY_TIMEOUT, made).await? {
+        match self.service.tried(Way::Writes, TRY_TIMEOUT, made).await? {
             true => Ok(Ok(claim)),
             // Somebody was faster: look again who.
             false => Err(Failure::new(FailureKind::Transient, "the claim was lost")),
@@ -318,7 +322,9 @@ impl<R: Runtime> Publisher<R> {
         };
         let made = self
             .service
-            .until_taken(async || make(&*self.service.0.remote, &next).await)
+            .until_taken(Way::Writes, async || {
+                make(&*self.service.0.remote, &next).await
+            })
             .await;
         let result = match made {
             Ok(true) => Ok(()),
@@ -444,7 +450,7 @@ pub(super) async fn take_over<R: Runtime>(
                 false => Err(Failure::new(FailureKind::Transient, "the claim was lost")),
             }
         };
-        match service.tried(TRY_TIMEOUT, taken).await {
+        match service.tried(Way::Writes, TRY_TIMEOUT, taken).await {
             Ok(result) => return result,
             Err(failure) => {
                 tracing::debug!(%failure, "the remote cannot be taken yet");

@@ -328,3 +328,32 @@ fn store_that_has_lost_records_does_not_replace_what_the_bucket_has() {
         assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
     }
 }
+
+// S-25, S-28: where nothing can be made, what is there can be read
+#[test]
+fn bucket_that_takes_nothing_is_bad_and_is_read_all_the_same() {
+    let rig = Rig::new(14, 1);
+    let store = rig.open();
+    let (cold, warm) = (on(0, 0), on(0, 1));
+    rig.write(&store, &cold, 1, 60_000);
+    rig.run(store.evict(&cold)).expect("it is evicted");
+    rig.bucket.set_faults(BucketFaults {
+        deaf: 1000,
+        ..BucketFaults::default()
+    });
+    rig.write(&store, &warm, 2, 60_000);
+    rig.sleep(60);
+    let health = rig.run(store.health());
+    assert_eq!(health.remote, Some(HealthStatus::Degraded));
+    let waited = rig.run(store.wait_remote(&warm));
+    assert_eq!(kind(waited), ErrorKind::Unavailable);
+    assert_eq!(
+        rig.read(&store, &cold, 100).expect("it is there"),
+        vec![1; 100]
+    );
+    rig.bucket.set_faults(BucketFaults::default());
+    rig.sleep(70);
+    let health = rig.run(store.health());
+    assert_eq!(health.remote, Some(HealthStatus::Healthy));
+    rig.run(store.wait_remote(&warm)).expect("it is back");
+}
