@@ -483,13 +483,14 @@ impl<R: Runtime> Service<R> {
                 }
                 let probe = within(&service.0.runtime, PROBE_TIMEOUT, service.probe(way)).await;
                 match probe.unwrap_or_else(|| Err(no_answer(PROBE_TIMEOUT))) {
-                    Ok(()) => break,
                     Err(failure) => service.note_failure(way, &failure),
+                    // That small things succeed excuses no large ones that fail.
+                    Ok(()) if !service.0.health.is_bad(way) => break,
+                    Ok(()) => {
+                        service.0.health.note_success(way);
+                        break;
+                    }
                 }
-            }
-            // That small things succeed excuses no large one that has failed.
-            if service.0.health.is_bad(way) && service.0.fenced.borrow().is_none() {
-                service.0.health.note_success(way);
             }
             service.0.probing.borrow_mut().retain(|other| *other != way);
         });

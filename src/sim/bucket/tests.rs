@@ -329,6 +329,19 @@ fn store_that_has_lost_records_does_not_replace_what_the_bucket_has() {
     }
 }
 
+#[test]
+fn manifests_of_old_openings_go() {
+    let rig = Rig::new(13, 1);
+    for round in 0..100u8 {
+        let store = rig.open();
+        rig.write(&store, &on(0, 0), round, 1000);
+        rig.run(store.close()).expect("it closes");
+    }
+    let names = rig.bucket.names();
+    let manifests = names.iter().filter(|name| name.starts_with("m-")).count();
+    assert!(manifests <= 64 + 16, "{manifests}");
+}
+
 // S-25, S-28: where nothing can be made, what is there can be read
 #[test]
 fn bucket_that_takes_nothing_is_bad_and_is_read_all_the_same() {
@@ -356,4 +369,26 @@ fn bucket_that_takes_nothing_is_bad_and_is_read_all_the_same() {
     let health = rig.run(store.health());
     assert_eq!(health.remote, Some(HealthStatus::Healthy));
     rig.run(store.wait_remote(&warm)).expect("it is back");
+}
+
+// S-24: who was away for so long that its number is free again
+#[test]
+fn engine_that_was_away_for_long_is_fenced() {
+    let rig = Rig::new(15, 1);
+    let old = rig.open();
+    rig.write(&old, &on(0, 0), 1, 1000);
+    rig.run(old.drain_uploads()).expect("it is uploaded");
+    let new = rig.rebuild_beside("another").expect("it is rebuilt");
+    for round in 0..150u8 {
+        rig.write(&new, &on(0, 0), round, 1000);
+        rig.run(new.drain_uploads()).expect("it is uploaded");
+    }
+    rig.run(new.close()).expect("it closes");
+    let new = rig.open();
+    rig.write(&old, &on(0, 0), 200, 1000);
+    let waited = rig.run(old.wait_remote(&on(0, 0)));
+    assert_eq!(kind(waited), ErrorKind::Poisoned);
+    assert_eq!(rig.read(&new, &on(0, 0), 1).expect("read"), vec![149]);
+    rig.write(&new, &on(0, 0), 201, 1000);
+    rig.run(new.drain_uploads()).expect("it is uploaded");
 }
