@@ -179,6 +179,12 @@ impl State {
         self.upkeep.kept.back().map_or(0, |kept| kept.bytes)
     }
 
+    /// Whether this opening has found that records are lost.
+    pub(super) fn has_lost_records(&self) -> bool {
+        let past_lost = self.upkeep.past_lost && self.upkeep.newest().is_none();
+        self.stats.batches_lost > 0 || past_lost
+    }
+
     /// Whether enough has been logged to pay for a checkpoint.
     fn checkpoint_due(&self) -> bool {
         let logged = self
@@ -511,32 +517,6 @@ impl<D: Driver> Shard<D> {
         }
         self.0.room.notify();
         self.0.upkeep_due.notify();
-    }
-
-    /// Whether there are files that nothing needs while the shard is at rest.
-    fn trimming_due(&self, state: &State) -> bool {
-        state.commit.at_rest
-            && !state.space.disk_full
-            && (state.segments.files_free() > 0 || state.space.has_spare())
-    }
-
-    /// Removes free files, so that a store at rest is as small as it may be.
-    async fn trim(&self) {
-        loop {
-            let file = {
-                let mut state = self.state();
-                if !self.trimming_due(&state) {
-                    return;
-                }
-                let spare = state.space.take_spare();
-                spare
-                    .into_iter()
-                    .for_each(|file| state.segments.add_free(file));
-                state.segments.take_free()
-            };
-            let Some(file) = file else { return };
-            self.remove(file).await;
-        }
     }
 }
 

@@ -137,12 +137,7 @@ impl<D: Driver> Shard<D> {
             ending: Cell::new(false),
             persisted: Cell::new(false),
         }));
-        let records_lost = {
-            let state = shard.0.state.borrow();
-            let past_lost = state.upkeep.past_lost && state.upkeep.newest().is_none();
-            state.stats.batches_lost > 0 || past_lost
-        };
-        if records_lost {
+        if shard.0.state.borrow().has_lost_records() {
             // Should the lost ones be readable again, they must not meet what was logged without
             // them: the numbers that they use are given out anew.
             shard.checkpoint().await?;

@@ -18,6 +18,7 @@
 
 mod claim;
 mod compare;
+mod garbage;
 mod rebase;
 
 use super::{Shard, State};
@@ -133,6 +134,10 @@ pub(super) struct Tier {
     uploaded: Option<Uploaded>,
     /// Objects of freed segments, with the first checkpoint that cannot refer to them.
     garbage: Vec<(u64, String)>,
+    /// The objects that earlier openings left behind are known.
+    swept: bool,
+    /// Deletions under way.
+    deleting: usize,
     /// Another checkpoint is being uploaded.
     rebasing: bool,
     /// The operator lets eviction happen.
@@ -152,6 +157,8 @@ impl Tier {
             stuck: BTreeMap::new(),
             uploaded: None,
             garbage: Vec::new(),
+            swept: false,
+            deleting: 0,
             rebasing: false,
             eviction_enabled: true,
         }
@@ -190,21 +197,6 @@ impl Tier {
         let bad = self.client.health().bad();
         stats.outage_duration_seconds =
             bad.map_or(0.0, |(since, _)| now.since(since).as_secs_f64());
-    }
-
-    /// An object goes when a checkpoint of this sequence or a later one counts.
-    fn note_garbage(&mut self, name: String, sequence: u64) {
-        self.garbage.push((sequence, name));
-    }
-
-    /// A segment was freed by this checkpoint, and its object goes with it. Whether there is one is
-    /// not always known: an earlier opening may have made it.
-    pub(super) fn note_freed(&mut self, shard: ShardId, held: &Held, sequence: u64) {
-        self.note_garbage(segment_name(shard, held.id, held.epoch), sequence);
-        if self.stuck.remove(&held.id).is_some() {
-            let between = self.client.between();
-            between.clear_obstacle(shard, Cause::Segment(held.id));
-        }
     }
 }
 
@@ -438,37 +430,6 @@ impl<D: Driver> Shard<D> {
         self.0.room.notify();
         self.delete_objects(old.into_iter().collect());
         self.collect_garbage();
-    }
-
-    /// Deletes the objects of segments that were freed, as far as the published checkpoint lets
-    /// them go.
-    pub(super) fn collect_garbage(&self) {
-        let names = {
-            let mut state = self.state();
-            let Some(tier) = &mut state.tier else { return };
-            let base = tier.published.as_ref().and_then(|published| published.base);
-            let sequence = base.map_or(0, |base| base.sequence);
-            let gone = |(needed, _): &mut (u64, String)| {
-                *needed <= sequence || planted("delete_before_checkpoint")
-            };
-            let gone = tier.garbage.extract_if(.., gone).map(|(_, name)| name);
-            gone.collect()
-        };
-        self.delete_objects(names);
-    }
-
-    /// Deletes objects in the background; those that stay behind are swept at the next opening.
-    fn delete_objects(&self, names: Vec<String>) {
-        if names.is_empty() {
-            return;
-        }
-        mark("objects deleted");
-        let client = self.client().expect("it does not go");
-        self.0.driver.spawn(async move {
-            if let Err(error) = client.delete(names).await {
-                tracing::warn!(%error, "objects that nothing needs stay in the remote");
-            }
-        });
     }
 
     /// Seals the open segment, so that it can be uploaded.

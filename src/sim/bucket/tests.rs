@@ -329,6 +329,27 @@ fn store_that_has_lost_records_does_not_replace_what_the_bucket_has() {
     }
 }
 
+// S-32: short commands leave no more than a long one
+#[test]
+fn closing_takes_what_nothing_needs_out_of_the_bucket() {
+    let rig = Rig::new(12, 1);
+    for round in 0..30u8 {
+        let store = rig.open();
+        rig.write(&store, &on(0, 0), round, 60_000);
+        rig.run(store.close()).expect("it closes");
+    }
+    let count = |prefix: &str| {
+        let names = rig.bucket.names();
+        names.iter().filter(|name| name.starts_with(prefix)).count()
+    };
+    let segments = rig.bucket.data_bytes();
+    assert!(
+        segments <= 60_000 * 3 / 2 + 2 * (64 << 10) + 2 * 4096,
+        "{segments}"
+    );
+    assert_eq!((count("c-"), count("probe-")), (1, 0));
+}
+
 #[test]
 fn manifests_of_old_openings_go() {
     let rig = Rig::new(13, 1);
