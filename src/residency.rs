@@ -186,6 +186,16 @@ impl Segments {
         file
     }
 
+    /// The number of the next new file.
+    pub(crate) fn next_file(&self) -> u64 {
+        self.next_file
+    }
+
+    /// New files have this number at least.
+    pub(crate) fn number_files_from(&mut self, first: u64) {
+        self.next_file = self.next_file.max(first);
+    }
+
     /// A file of this number exists, or has just been removed: new ones are numbered behind it.
     pub(crate) fn note_file(&mut self, file: u64) {
         if file >= STRAY_MAX {

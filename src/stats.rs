@@ -268,7 +268,7 @@ pub struct Extent {
 pub struct VerifyReport {
     /// Payloads looked at.
     pub payloads: u64,
-    /// Live bytes read and checked.
+    /// Live bytes read and checked; what payloads share counts once.
     pub bytes_checked: u64,
     /// Bytes that were bad in one tier and have been restored from the other.
     pub bytes_repaired: u64,

@@ -445,3 +445,25 @@ fn copies_in_opposite_directions_do_not_wait_for_each_other() {
         store.close().await.unwrap();
     });
 }
+
+#[test]
+fn verify_reads_what_clones_share_once() {
+    const LEN: u64 = 3 * MIB as u64 + 5000;
+    each(setups(), async |bench| {
+        let store = bench.open().await;
+        write(&store, &id("a"), 0, &pattern(1, LEN as usize)).await;
+        for clone in ["b", "c"] {
+            store.copy(&id("a"), &id(clone)).await.unwrap();
+        }
+        store.flush_all().await.unwrap();
+        assert_eq!(store.verify().await.unwrap().bytes_checked, LEN);
+        // Where they differ, both sides are read; what lies around that is still read once.
+        write(&store, &id("b"), MIB as u64 + 4096, &pattern(2, 8192)).await;
+        write(&store, &id("c"), 2 * MIB as u64, &pattern(3, 4096)).await;
+        store.flush_all().await.unwrap();
+        let report = store.verify().await.unwrap();
+        assert_eq!((report.payloads, report.corrupt.len()), (3, 0));
+        assert_eq!(report.bytes_checked, LEN + 8192 + 4096);
+        store.close().await.unwrap();
+    });
+}

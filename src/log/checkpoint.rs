@@ -30,13 +30,20 @@ const CHECKPOINT_EPOCH: Epoch = Epoch(u64::MAX);
 /// No tree: the root of a payload without extents.
 const NO_ROOT: u32 = u32::MAX;
 
+/// Stands beside that number where the past is lost.
+const PAST_LOST: u32 = 1 << 31;
+
+/// Largest number of a file that the beginning of a checkpoint can name.
+const NEXT_FILE_MAX: u64 = (1 << 31) - 1;
+
 /// No file: the segment is in the remote only.
 const NO_FILE: u64 = u64::MAX;
 
 /// One thing that a checkpoint says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Item {
-    /// Always first: where replay goes on, and which numbers are taken.
+    /// Always first: where replay goes on, and which numbers are taken. Files are numbered behind
+    /// all that were ever named, for an older checkpoint may name them still.
     Start {
         next_lsn: u64,
         chain: u32,
@@ -44,6 +51,9 @@ pub(crate) enum Item {
         pages: u32,
         next_payload: u64,
         next_generation: u64,
+        next_file: u64,
+        /// All checkpoints before this one were lost, and records with them.
+        past_lost: bool,
     },
     /// A leaf of extents: offset, length, location.
     ExtentLeaf(Vec<(u64, u32, Location)>),
@@ -223,8 +233,12 @@ fn encode(item: &Item, out: &mut Vec<u8>) {
             pages,
             next_payload,
             next_generation,
+            next_file,
+            past_lost,
         } => {
-            halves(&[START, 0, *chain, *pages]);
+            let next_file = (*next_file).min(NEXT_FILE_MAX) as u32;
+            let past_lost = if *past_lost { PAST_LOST } else { 0 };
+            halves(&[START, next_file | past_lost, *chain, *pages]);
             for value in [*next_lsn, segment.0, *next_payload, *next_generation] {
                 halves(&split(value));
             }
@@ -300,6 +314,8 @@ fn decode(rest: &mut Rest<'_>) -> Result<Item, Malformed> {
                 pages,
                 next_payload: rest.word()?,
                 next_generation: rest.word()?,
+                next_file: u64::from(count & !PAST_LOST),
+                past_lost: count & PAST_LOST != 0,
             }
         }
         EXTENT_LEAF => Item::ExtentLeaf(rest.many(count, |rest| {

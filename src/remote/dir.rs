@@ -8,8 +8,8 @@
 //!    that is not mounted, which must not look like an empty bucket.
 //!
 //! Calls block, so they run on the runtime's pool of threads; a request that is given up goes on
-//! there. A crash may leave temporaries behind: no listing shows them, and they may be deleted
-//! whenever nobody writes.
+//! there. A crash may leave temporaries behind: no listing shows them, and the next opening removes
+//! them. Should somebody else be writing one, it is written again: its `link` fails.
 
 use super::{Created, Failure, FailureKind, Listed, Remote, Request, is_name};
 use crate::error::{Error, ErrorKind};
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +34,10 @@ impl Dir {
     pub(crate) async fn open(path: PathBuf, is_new: bool) -> Result<Dir, Error> {
         let make = move |path: &Path| match is_new && !path.is_dir() {
             true => make_dir(path),
-            false => Ok(()),
+            false => {
+                remove_temporaries(path);
+                Ok(())
+            }
         };
         let opened = blocking(move || match make(&path) {
             Ok(()) => Ok(Ok(path)),
@@ -132,6 +136,16 @@ fn make_dir(path: &Path) -> io::Result<()> {
         Some(parent) if parent.as_os_str().is_empty() => sync_dir(Path::new(".")),
         Some(parent) => sync_dir(parent),
         None => Ok(()),
+    }
+}
+
+/// Removes unfinished files. One that stays harms nobody.
+fn remove_temporaries(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.as_bytes().starts_with(TEMPORARY_PREFIX.as_bytes()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -286,6 +300,17 @@ mod tests {
             let dir = Dir::open(path.path().to_owned(), true).await.unwrap();
             assert_eq!(dir.list("", None, 10).await.unwrap(), Vec::new());
         });
+    }
+
+    #[test]
+    fn opening_removes_what_a_crash_has_left() {
+        let path = tempfile::tempdir().unwrap();
+        std::fs::write(path.path().join(".tmp-0123456789abcdef"), "half").unwrap();
+        std::fs::write(path.path().join("d-1"), "whole").unwrap();
+        blocks_on(Dir::open(path.path().to_owned(), false)).unwrap();
+        let left = std::fs::read_dir(path.path()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["d-1"]);
     }
 
     #[test]

@@ -121,13 +121,18 @@ fn is_name(name: &str) -> bool {
     (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(is_sign)
 }
 
+/// Name of an object that only tells whether objects can be made.
+pub(crate) fn probe_name(nonce: u64) -> String {
+    format!("probe-{nonce:016x}")
+}
+
 /// Whether `create` refuses a name that is taken, as it has to: some servers take the condition and
 /// ignore it. The nonce makes the name one that nobody else probes with.
 pub(crate) async fn creates_conditionally(
     remote: &dyn Remote,
     nonce: u64,
 ) -> Result<bool, Failure> {
-    let name = format!("probe-{nonce:016x}");
+    let name = probe_name(nonce);
     // What the first answers says nothing: it may be our own, retried. The second finds the name
     // taken in any case.
     remote

@@ -53,6 +53,16 @@ fn leave_missing(entries: &[DirEntry], recovered: &mut Recovered) {
 pub(super) type Candidates = BTreeMap<SegmentId, Candidate>;
 
 impl<D: Driver> Recovery<'_, D> {
+    pub(super) async fn remove_leftovers(&self, entries: &[DirEntry]) {
+        if entries.iter().any(|entry| entry.name == "checkpoint.new") {
+            // A checkpoint that was not finished; nothing refers to it.
+            let _ = self
+                .driver
+                .unlink(&self.params.path("checkpoint.new"))
+                .await;
+        }
+    }
+
     /// The segments that may continue the log. Files that hold nothing of use are free.
     pub(super) async fn find_candidates(
         &self,

@@ -18,7 +18,6 @@ use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
 use crate::marks::{mark, planted};
 use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
-use crate::upload::manifest::segment_name;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
@@ -52,6 +51,9 @@ pub(super) struct Upkeep {
     pub(super) moved_to: Option<SegmentId>,
     /// A checkpoint is being written. One at a time: they share the name of the unfinished file.
     checkpointing: bool,
+    /// All checkpoints before the first of this log were lost, and records with them: what the
+    /// bucket has of the shard is more than this.
+    pub(super) past_lost: bool,
     /// Segments with bytes that cannot be read, and so not moved.
     pub(super) unmovable: BTreeSet<SegmentId>,
 }
@@ -80,6 +82,14 @@ pub(super) fn parse_checkpoint_name(name: &str) -> Option<u64> {
 }
 
 impl Upkeep {
+    /// Behind a checkpoint that says whether the past is lost.
+    pub(super) fn behind(past_lost: bool) -> Upkeep {
+        Upkeep {
+            past_lost,
+            ..Upkeep::default()
+        }
+    }
+
     /// As found at opening: checkpoints by number with their bytes, what the newest good one
     /// covers, and the segment from which on it lists none.
     pub(super) fn found(
@@ -167,6 +177,12 @@ impl State {
 
     pub(super) fn last_checkpoint_bytes(&self) -> u64 {
         self.upkeep.kept.back().map_or(0, |kept| kept.bytes)
+    }
+
+    /// Whether this opening has found that records are lost.
+    pub(super) fn has_lost_records(&self) -> bool {
+        let past_lost = self.upkeep.past_lost && self.upkeep.newest().is_none();
+        self.stats.batches_lost > 0 || past_lost
     }
 
     /// Whether enough has been logged to pay for a checkpoint.
@@ -279,6 +295,7 @@ impl<D: Driver> Shard<D> {
             self.close_batch();
         }
         let begun = self.begin_checkpoint();
+        // Tried again it is the same one: it says nothing of what came later than its number.
         let mut result = self.write_checkpoint(&begun).await;
         while result.as_ref().is_err_and(is_full) && self.make_room_for_checkpoint().await {
             result = self.write_checkpoint(&begun).await;
@@ -290,10 +307,9 @@ impl<D: Driver> Shard<D> {
                 .into_iter()
                 .for_each(|(_, payload)| state.map.release(payload));
         }
-        let (sequence, bytes) = result?;
         let kept = Kept {
-            sequence,
-            bytes,
+            sequence: begun.sequence,
+            bytes: result?,
             next: begun.end.next_lsn,
             covers: begun.covers,
         };
@@ -325,6 +341,8 @@ impl<D: Driver> Shard<D> {
         let mut state = self.state();
         let state = &mut *state;
         state.upkeep.logged_then = state.stats.device_written_bytes;
+        let sequence = state.upkeep.next_sequence;
+        state.upkeep.next_sequence += 1;
         let end = state.log.end();
         let item = |held: &std::rc::Rc<crate::residency::Held>| Item::Segment {
             segment: held.id,
@@ -342,6 +360,8 @@ impl<D: Driver> Shard<D> {
             pages: end.pages,
             next_payload: state.map.next_payload().0,
             next_generation: self.next_generation().0,
+            next_file: state.segments.next_file(),
+            past_lost: state.upkeep.past_lost,
         }];
         head.extend(sealed.map(item));
         let dead = state.dead();
@@ -355,6 +375,7 @@ impl<D: Driver> Shard<D> {
             None => end.segment.next(),
         };
         Begun {
+            sequence,
             end,
             covers,
             head,
@@ -363,26 +384,19 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    async fn write_checkpoint(&self, begun: &Begun) -> Result<(u64, u64)> {
-        let sequence = {
-            let mut state = self.state();
-            state.upkeep.next_sequence += 1;
-            state.upkeep.next_sequence - 1
-        };
+    async fn write_checkpoint(&self, begun: &Begun) -> Result<u64> {
         // What the checkpoint refers to is durable before the checkpoint is.
         if !planted("checkpoint_before_log") {
             self.durable(Lsn(begun.end.next_lsn.0 - 1)).await?;
         }
         self.footers_durable(begun.end.segment).await?;
         let temporary = self.0.params.path("checkpoint.new");
-        let result = self
-            .write_checkpoint_file(sequence, begun, &temporary)
-            .await;
+        let result = self.write_checkpoint_file(begun, &temporary).await;
         if result.is_err() {
             // The next opening removes it if this does not.
             let _ = self.0.driver.unlink(&temporary).await;
         }
-        result.map(|bytes| (sequence, bytes)).map_err(|error| {
+        result.map_err(|error| {
             let kind = match error.kind() {
                 io::ErrorKind::StorageFull => ErrorKind::Full,
                 _ => ErrorKind::Poisoned,
@@ -404,12 +418,7 @@ impl<D: Driver> Shard<D> {
             .await
     }
 
-    async fn write_checkpoint_file(
-        &self,
-        sequence: u64,
-        begun: &Begun,
-        temporary: &str,
-    ) -> io::Result<u64> {
+    async fn write_checkpoint_file(&self, begun: &Begun, temporary: &str) -> io::Result<u64> {
         let _ = self.0.driver.unlink(temporary).await;
         let file = self
             .0
@@ -418,7 +427,7 @@ impl<D: Driver> Shard<D> {
             .await?;
         let params = &self.0.params;
         let mut out = Out {
-            encoder: Encoder::new(identity(&params.store, params.shard, sequence)),
+            encoder: Encoder::new(identity(&params.store, params.shard, begun.sequence)),
             full: VecDeque::new(),
         };
         let mut bytes = 0;
@@ -444,7 +453,7 @@ impl<D: Driver> Shard<D> {
         let last = out.encoder.finish();
         bytes += self.write_chunk(&file, &last, bytes).await?;
         file.sync().await?;
-        let path = params.path(&checkpoint_name(sequence));
+        let path = params.path(&checkpoint_name(begun.sequence));
         self.0.driver.rename(temporary, &path).await?;
         self.sync_dir().await?;
         Ok(bytes)
@@ -485,10 +494,8 @@ impl<D: Driver> Shard<D> {
             }
             state.stats.cleaned_segments += freed.len() as u64;
             if let Some(tier) = &mut state.tier {
-                // Whether it was uploaded is not always known: an earlier opening may have.
                 for held in &freed {
-                    let name = segment_name(self.0.params.shard, held.id, held.epoch);
-                    tier.note_freed(name, kept.sequence);
+                    tier.note_freed(self.0.params.shard, held, kept.sequence);
                 }
             }
             state
@@ -511,32 +518,6 @@ impl<D: Driver> Shard<D> {
         self.0.room.notify();
         self.0.upkeep_due.notify();
     }
-
-    /// Whether there are files that nothing needs while the shard is at rest.
-    fn trimming_due(&self, state: &State) -> bool {
-        state.commit.at_rest
-            && !state.space.disk_full
-            && (state.segments.files_free() > 0 || state.space.has_spare())
-    }
-
-    /// Removes free files, so that a store at rest is as small as it may be.
-    async fn trim(&self) {
-        loop {
-            let file = {
-                let mut state = self.state();
-                if !self.trimming_due(&state) {
-                    return;
-                }
-                let spare = state.space.take_spare();
-                spare
-                    .into_iter()
-                    .for_each(|file| state.segments.add_free(file));
-                state.segments.take_free()
-            };
-            let Some(file) = file else { return };
-            self.remove(file).await;
-        }
-    }
 }
 
 fn is_full(error: &Error) -> bool {
@@ -555,6 +536,7 @@ impl<D: Driver> Drop for Turn<D> {
 
 /// What a checkpoint holds, as it was when it was begun.
 struct Begun {
+    sequence: u64,
     end: LogEnd,
     covers: SegmentId,
     /// Where replay goes on, and the sealed segments.

@@ -16,6 +16,7 @@ mod cached;
 mod candidates;
 mod checkpoint;
 mod clean;
+mod close;
 mod cold;
 mod commit;
 mod evict;
@@ -42,14 +43,13 @@ use crate::io::Driver;
 use crate::log::checksum::StoreId;
 use crate::log::writer::Log;
 use crate::map::Map;
-use crate::marks::mark;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
 use crate::stats::{Latencies, Op, Stats};
 use crate::sync::mailbox::{Receiver, Sender};
 use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
-use crate::upload::{Client, within};
+use crate::upload::{Cause, Client};
 use files::Files;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -238,15 +238,7 @@ impl<D: Driver> Shard<D> {
                 self.state().stats.shard_stalls += 1;
             }
         }
-        let ending = within(&self.0.driver, self.0.params.config.close_timeout, async {
-            let idle = || {
-                let moving = !self.0.state.borrow().moving.is_empty();
-                (!moving && self.0.working.get() + self.0.writing.get() == 0).then_some(())
-            };
-            self.0.finished.until(idle).await;
-            self.close().await
-        });
-        let result = ending.await.unwrap_or_else(|| Err(self.close_timed_out()));
+        let result = self.end().await;
         let result = outcome.get_or_init(|| result).clone();
         // The mailbox goes first: whoever sees the answer finds the store closed.
         drop(mailbox);
@@ -498,47 +490,6 @@ impl<D: Driver> Shard<D> {
         self.0.params.routes.next_generation()
     }
 
-    /// Persists everything, so that the next opening replays nothing.
-    async fn close(&self) -> Result<()> {
-        self.state().closing = true;
-        self.flush_all().await?;
-        // A sealed segment has its checksums twice, and is not read at the next opening.
-        self.seal_open().await?;
-        let result = match self.checkpoint().await {
-            // Everything is durable without it: the next opening reads the log's tail instead.
-            Err(error) if error.kind() == ErrorKind::Full => {
-                mark("closed without a checkpoint");
-                let shard = self.0.params.shard.0;
-                tracing::warn!(shard, %error, "closed without a checkpoint");
-                self.flush_all().await
-            }
-            result => result,
-        };
-        result?;
-        self.0.persisted.set(true);
-        // The last checkpoint goes along, so that a node is rebuilt from it alone.
-        self.published(self.last_lsn()).await?;
-        let has_remote = self.0.state.borrow().tier.is_some();
-        match has_remote {
-            true => self.leave_checkpoint().await,
-            false => Ok(()),
-        }
-    }
-
-    fn close_timed_out(&self) -> Error {
-        let timeout = self.0.params.config.close_timeout;
-        if self.0.persisted.get() {
-            let message = format!(
-                "everything is on this machine, and not all in the remote after {timeout:?}: it \
-                 goes on at the next opening"
-            );
-            return Error::new(ErrorKind::Unavailable, message);
-        }
-        let message =
-            format!("not everything could be persisted in {timeout:?}, raise close_timeout");
-        Error::new(ErrorKind::Poisoned, message)
-    }
-
     /// What writes and flushes say once a device write or sync has failed.
     fn check_poison(&self) -> Result<()> {
         match &self.0.state.borrow().commit.poison {
@@ -555,6 +506,7 @@ impl<D: Driver> Shard<D> {
         );
         tracing::error!(shard = self.0.params.shard.0, %error, "{what} failed");
         let error = Error::with_source(ErrorKind::Poisoned, message, error);
+        self.note_obstacle(Cause::Poison, &error);
         self.state().commit.poison.get_or_insert(error);
         self.0.committed.notify();
         self.0.room.notify();

@@ -34,7 +34,7 @@ use crate::residency::{Held, Segments};
 use crate::stats::{Latencies, Stats};
 use crate::sync::mailbox::Sender;
 use crate::sync::signal::Signal;
-use crate::types::{Generation, Lsn, NUMBER_MAX, PAGE, PAYLOAD_BYTES_MAX, SegmentId};
+use crate::types::{Epoch, Generation, Lsn, NUMBER_MAX, PAGE, PAYLOAD_BYTES_MAX, SegmentId};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use std::cell::{Cell, RefCell};
@@ -137,7 +137,7 @@ impl<D: Driver> Shard<D> {
             ending: Cell::new(false),
             persisted: Cell::new(false),
         }));
-        if shard.0.state.borrow().stats.batches_lost > 0 {
+        if shard.0.state.borrow().has_lost_records() {
             // Should the lost ones be readable again, they must not meet what was logged without
             // them: the numbers that they use are given out anew.
             shard.checkpoint().await?;
@@ -203,7 +203,14 @@ impl<D: Driver> Recovery<'_, D> {
         let candidates = self.find_candidates(&entries, &mut recovered).await?;
         self.replay(candidates, &mut recovered).await?;
         let no_checkpoint = recovered.upkeep.newest().is_none();
-        if self.params.remote.is_some() && no_checkpoint && recovered.stats.batches_lost > 0 {
+        // A store that was killed before it had anything looks the same as one that has lost all.
+        let nothing = self.params.epoch > Epoch(1) && recovered.end.next_lsn == Lsn(1);
+        let lost = recovered.stats.batches_lost > 0;
+        if no_checkpoint && (lost || nothing) {
+            mark("past lost with its checkpoints");
+            recovered.upkeep.past_lost = true;
+        }
+        if self.params.remote.is_some() && no_checkpoint && lost {
             // What only the checkpoints knew of the bucket must not be taken for garbage there.
             return Err(Error::corrupt(
                 "all checkpoints of a shard are lost, and with them what is in the remote only: \
@@ -265,16 +272,6 @@ impl<D: Driver> Recovery<'_, D> {
         retried(self.driver, read).await
     }
 
-    async fn remove_leftovers(&self, entries: &[DirEntry]) {
-        if entries.iter().any(|entry| entry.name == "checkpoint.new") {
-            // A checkpoint that was not finished; nothing refers to it.
-            let _ = self
-                .driver
-                .unlink(&self.params.path("checkpoint.new"))
-                .await;
-        }
-    }
-
     /// The newest checkpoint that is good, or an empty shard if there is none.
     async fn load_newest_checkpoint(&self, entries: &[DirEntry]) -> Result<Recovered> {
         let mut found: Vec<(u64, u64)> = entries
@@ -288,7 +285,9 @@ impl<D: Driver> Recovery<'_, D> {
                 Ok(mut recovered) => {
                     let end = recovered.end;
                     let newest = (end.next_lsn, end.segment);
+                    let past_lost = recovered.upkeep.past_lost;
                     recovered.upkeep = Upkeep::found(found, Some(newest), bad == 0);
+                    recovered.upkeep.past_lost = past_lost;
                     recovered.stats.checksum_failures += bad;
                     return Ok(recovered);
                 }
@@ -382,6 +381,7 @@ struct Loading {
     map: Map,
     segments: Segments,
     end: Option<(LogEnd, u64, u64)>,
+    past_lost: bool,
     extents: Loader<Mapped>,
     zeroed: Loader<Zeroed>,
 }
@@ -392,6 +392,7 @@ impl Loading {
             map: Map::new(),
             segments: Segments::default(),
             end: None,
+            past_lost: false,
             extents: Loader::new(),
             zeroed: Loader::new(),
         }
@@ -402,6 +403,7 @@ impl Loading {
             map,
             segments,
             end,
+            past_lost,
             extents,
             zeroed,
         } = self;
@@ -413,7 +415,11 @@ impl Loading {
                 pages,
                 next_payload,
                 next_generation,
+                next_file,
+                past_lost: lost,
             } => {
+                *past_lost = lost;
+                segments.number_files_from(next_file);
                 let numbers = [next_lsn, next_payload, next_generation];
                 let sane = numbers.iter().all(|number| *number < NUMBER_MAX);
                 if next_lsn == 0 || !sane || !segment.is_valid() {
@@ -517,7 +523,7 @@ impl Loading {
             map: self.map,
             segments: self.segments,
             end,
-            upkeep: Upkeep::default(),
+            upkeep: Upkeep::behind(self.past_lost),
             stats: Stats::default(),
             next_generation,
         })

@@ -4,9 +4,9 @@
 //! 1. A file is given to a segment only when it is durably there, with all its room.
 //! 2. One file is made at a time, in the background; whoever needs one waits for it in `space`.
 
-use super::Shard;
 use super::checkpoint::checkpoint_name;
 use super::space::Purpose;
+use super::{Shard, State};
 use crate::io::retry::is_exhausted;
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::marks::{mark, planted};
@@ -202,5 +202,31 @@ impl<D: Driver> Shard<D> {
             offset += len;
         }
         Ok(())
+    }
+
+    /// Whether there are files that nothing needs while the shard is at rest.
+    pub(super) fn trimming_due(&self, state: &State) -> bool {
+        state.commit.at_rest
+            && !state.space.disk_full
+            && (state.segments.files_free() > 0 || state.space.has_spare())
+    }
+
+    /// Removes free files, so that a store at rest is as small as it may be.
+    pub(super) async fn trim(&self) {
+        loop {
+            let file = {
+                let mut state = self.state();
+                if !self.trimming_due(&state) {
+                    return;
+                }
+                let spare = state.space.take_spare();
+                spare
+                    .into_iter()
+                    .for_each(|file| state.segments.add_free(file));
+                state.segments.take_free()
+            };
+            let Some(file) = file else { return };
+            self.remove(file).await;
+        }
     }
 }

@@ -17,6 +17,8 @@
 //! Deliberately not here: how the bucket is spoken to (`upload`), and reading from it (`cold`).
 
 mod claim;
+mod compare;
+mod garbage;
 mod rebase;
 
 use super::{Shard, State};
@@ -30,7 +32,7 @@ use crate::residency::{Held, Segments};
 use crate::stats::Stats;
 use crate::types::{Lsn, Nanos, SegmentId, ShardId};
 use crate::upload::manifest::{Base, Object, ShardState, base_name, segment_name};
-use crate::upload::{Client, Needs, within};
+use crate::upload::{Cause, Client, Needs, within};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -51,10 +53,6 @@ const TAIL_PER_BASE: u64 = 20;
 
 /// How often somebody who waits for the bucket looks whether it is away.
 const HEALTH_PERIOD: Duration = Duration::from_millis(250);
-
-/// Times that an object is looked at again which is not what it should be: it may have become so on
-/// its way.
-const WRONG_MAX: u32 = 3;
 
 /// Pause before something that failed here is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -136,6 +134,10 @@ pub(super) struct Tier {
     uploaded: Option<Uploaded>,
     /// Objects of freed segments, with the first checkpoint that cannot refer to them.
     garbage: Vec<(u64, String)>,
+    /// The objects that earlier openings left behind are known.
+    swept: bool,
+    /// Deletions under way.
+    deleting: usize,
     /// Another checkpoint is being uploaded.
     rebasing: bool,
     /// The operator lets eviction happen.
@@ -155,6 +157,8 @@ impl Tier {
             stuck: BTreeMap::new(),
             uploaded: None,
             garbage: Vec::new(),
+            swept: false,
+            deleting: 0,
             rebasing: false,
             eviction_enabled: true,
         }
@@ -193,12 +197,6 @@ impl Tier {
         let bad = self.client.health().bad();
         stats.outage_duration_seconds =
             bad.map_or(0.0, |(since, _)| now.since(since).as_secs_f64());
-    }
-
-    /// A segment was freed: its object goes when a checkpoint of this sequence or a later one
-    /// counts.
-    pub(super) fn note_freed(&mut self, name: String, sequence: u64) {
-        self.garbage.push((sequence, name));
     }
 }
 
@@ -276,6 +274,23 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Tells the other shards why this one does not go on, for those that wait for it.
+    pub(super) fn note_obstacle(&self, cause: Cause, error: &Error) {
+        if let Some(client) = self.client() {
+            let obstacle = (self.now(), error.clone());
+            let between = client.between();
+            between.note_obstacle(self.0.params.shard, cause, obstacle);
+        }
+    }
+
+    /// A cause has gone.
+    fn clear_obstacle(&self, cause: Cause) {
+        if let Some(client) = self.client() {
+            let between = client.between();
+            between.clear_obstacle(self.0.params.shard, cause);
+        }
+    }
+
     pub(super) fn client(&self) -> Option<Client> {
         let state = self.0.state.borrow();
         state.tier.as_ref().map(|tier| tier.client.clone())
@@ -304,13 +319,15 @@ impl<D: Driver> Shard<D> {
                     Ok(()) => {
                         held.set_uploaded(recorded_from);
                         state.stats.completed_syncs += 1;
+                        drop(state);
                     }
                     Err(error) => {
                         tracing::error!(segment = held.id.0, %error, "a segment is not uploaded");
-                        tier.stuck.insert(held.id, error);
+                        tier.stuck.insert(held.id, error.clone());
+                        drop(state);
+                        shard.note_obstacle(Cause::Segment(held.id), &error);
                     }
                 }
-                drop(state);
                 drop(held);
                 shard.0.tier_changed.notify();
                 shard.0.upkeep_due.notify();
@@ -339,25 +356,8 @@ impl<D: Driver> Shard<D> {
             // An earlier try, or an earlier opening, has made it: if it is the same.
             Created::Exists => {
                 mark("segment was uploaded at an earlier try");
-                self.compare_uploaded(&client, name, &table).await
-            }
-        }
-    }
-
-    /// Whether an object is the one that it should be, by its table. Tries for as long as the
-    /// remote does not say.
-    async fn compare_uploaded(&self, client: &Client, name: String, table: &[u8]) -> Result<()> {
-        let mut wrong = 0;
-        loop {
-            match client.get(name.clone(), 0, table.len() as u64).await {
-                Ok(there) if there == table => return Ok(()),
-                Err(error) if error.kind() != ErrorKind::Unavailable => return Err(error),
-                Err(_) => self.0.driver.sleep(RETRY_PAUSE).await,
-                Ok(_) if wrong < WRONG_MAX => wrong += 1,
-                Ok(_) => {
-                    let message = format!("the remote has another object of this name: {name}");
-                    return Err(Error::corrupt(message));
-                }
+                // Its table vouches for all of it.
+                self.compare_there(&client, &name, 0, &table).await
             }
         }
     }
@@ -402,8 +402,9 @@ impl<D: Driver> Shard<D> {
             }
             Ok(()) => {}
             Err(error) => {
-                tier.ended.get_or_insert(error);
+                tier.ended.get_or_insert(error.clone());
                 drop(state);
+                self.note_obstacle(Cause::End, &error);
                 self.0.tier_changed.notify();
             }
         }
@@ -429,37 +430,6 @@ impl<D: Driver> Shard<D> {
         self.0.room.notify();
         self.delete_objects(old.into_iter().collect());
         self.collect_garbage();
-    }
-
-    /// Deletes the objects of segments that were freed, as far as the published checkpoint lets
-    /// them go.
-    pub(super) fn collect_garbage(&self) {
-        let names = {
-            let mut state = self.state();
-            let Some(tier) = &mut state.tier else { return };
-            let base = tier.published.as_ref().and_then(|published| published.base);
-            let sequence = base.map_or(0, |base| base.sequence);
-            let gone = |(needed, _): &mut (u64, String)| {
-                *needed <= sequence || planted("delete_before_checkpoint")
-            };
-            let gone = tier.garbage.extract_if(.., gone).map(|(_, name)| name);
-            gone.collect()
-        };
-        self.delete_objects(names);
-    }
-
-    /// Deletes objects in the background; those that stay behind are swept at the next opening.
-    fn delete_objects(&self, names: Vec<String>) {
-        if names.is_empty() {
-            return;
-        }
-        mark("objects deleted");
-        let client = self.client().expect("it does not go");
-        self.0.driver.spawn(async move {
-            if let Err(error) = client.delete(names).await {
-                tracing::warn!(%error, "objects that nothing needs stay in the remote");
-            }
-        });
     }
 
     /// Seals the open segment, so that it can be uploaded.
@@ -490,10 +460,10 @@ impl<D: Driver> Shard<D> {
             let seal_after = shard.0.params.config.seal_after;
             shard.0.driver.sleep(seal_after).await;
             let open = || shard.0.state.borrow().log.open_segment() == Some(id);
-            if open() {
+            // One that is empty is looked at again. A poisoned shard seals nothing.
+            while open() && shard.seal_open().await.is_ok() {
                 mark("old segment sealed");
-                // A poisoned shard seals nothing.
-                let _ = shard.seal_open().await;
+                shard.0.driver.sleep(seal_after).await;
             }
         });
     }
@@ -511,8 +481,9 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Waits until the log counts in the bucket up to `lsn`. Fails when the bucket is away, or when
-    /// a checkpoint that is needed for that cannot be had for long.
+    /// what it waits for, here or on another shard, cannot be had for long.
     pub(super) async fn published(&self, lsn: Lsn) -> Result<()> {
+        let began = self.now();
         let open = {
             let state = self.0.state.borrow();
             if state.tier.is_none() {
@@ -541,10 +512,11 @@ impl<D: Driver> Shard<D> {
                 return Err(Error::new(ErrorKind::Unavailable, message));
             }
             let client = state.tier.as_ref().map(|tier| &tier.client);
-            let obstacle = client.and_then(|client| client.between().obstacle());
+            let own = self.0.params.shard;
+            let obstacle = client.and_then(|client| client.between().obstacle(own));
             let stall_timeout = self.0.params.config.stall_timeout;
             if let Some((since, error)) = obstacle
-                && self.now().since(since) >= stall_timeout
+                && self.now().since(since.max(began)) >= stall_timeout
             {
                 return Err(error);
             }

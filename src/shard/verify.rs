@@ -1,4 +1,7 @@
 //! Verification: every live byte is read from the device and compared with its checksum.
+//!
+//! Invariant: bytes that several payloads share are read once, and count for each that has them
+//! where they are bad.
 
 use super::Shard;
 use super::read::{Source, Sources};
@@ -9,24 +12,64 @@ use crate::payload_id::PayloadId;
 use crate::stats::{Extent, ExtentKind, VerifyReport};
 use crate::types::{Location, PAGE, PAYLOAD_BYTES_MAX};
 use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
 
 /// Bytes that are checked at once: what one device read takes.
 const PIECE_BYTES: u64 = 1 << 20;
 
+/// What has been looked at, by where it begins: where it ends, and whether it was good. A place in
+/// the log is never given to other bytes, so what was found stays true.
+#[derive(Default)]
+struct Seen(BTreeMap<Location, (Location, bool)>);
+
+impl Seen {
+    /// What was found at a place, and of how many bytes from there; or how many have not been
+    /// looked at, `len` at most.
+    fn at(&self, at: Location, len: u32) -> (Option<bool>, u32) {
+        let left = |end: Location| len.min(end.offset() - at.offset());
+        let before = self.0.range(..=at).next_back();
+        if let Some((_, &(end, good))) = before
+            && end > at
+        {
+            return (Some(good), left(end));
+        }
+        let behind = self.0.range(at..).next().map(|(begin, _)| *begin);
+        let near = behind.filter(|begin| begin.segment() == at.segment());
+        (None, near.map_or(len, left))
+    }
+
+    fn note(&mut self, at: Location, len: u32, good: bool) {
+        let end = at.advance(len);
+        // Ranges grow along the log, as payloads do.
+        if let Some((_, last)) = self.0.range_mut(..at).next_back()
+            && *last == (at, good)
+        {
+            last.0 = end;
+            return;
+        }
+        self.0.insert(at, (end, good));
+    }
+}
+
 impl<D: Driver> Shard<D> {
     /// Reads and checks everything that payloads refer to.
     pub(super) async fn verify(&self) -> Result<VerifyReport> {
-        let mut report = VerifyReport::default();
+        let (mut report, mut seen) = (VerifyReport::default(), Seen::default());
         let mut after: Option<PayloadId> = None;
         while let Some(id) = self.list(after.as_ref(), 1).pop() {
-            self.verify_payload(&id, &mut report).await?;
+            self.verify_payload(&id, &mut seen, &mut report).await?;
             report.payloads += 1;
             after = Some(id);
         }
         Ok(report)
     }
 
-    async fn verify_payload(&self, id: &PayloadId, report: &mut VerifyReport) -> Result<()> {
+    async fn verify_payload(
+        &self,
+        id: &PayloadId,
+        seen: &mut Seen,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
         // Where a piece is bad, its pages are looked at one by one.
         let (mut offset, mut careful_until, mut narrow) = (0, 0, PAGE as u64);
         let largest = |offset, careful_until, narrow| match offset < careful_until {
@@ -37,33 +80,47 @@ impl<D: Driver> Shard<D> {
         while let Some((start, len, at)) =
             self.next_data(id, offset, largest(offset, careful_until, narrow))
         {
-            let mut sources = Sources::new();
-            let located = self.0.state.borrow().located(at, len, &mut sources);
-            let result = match located {
-                Ok(()) => self.join(sources).await.map(|_| ()),
-                Err(error) => Err(error),
-            };
-            match result {
-                Ok(()) => report.bytes_checked += u64::from(len),
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
+            let (found, len) = seen.at(at, len);
+            let good = match found {
+                Some(good) => good,
+                None => {
+                    let good = self.is_good(at, len).await?;
                     let to_page_end = PAGE as u32 - at.offset() % PAGE as u32;
-                    if len > to_page_end {
+                    if !good && len > to_page_end {
                         careful_until = careful_until.max(start + u64::from(len));
                         (offset, narrow) = (start, u64::from(to_page_end));
                         continue;
                     }
-                    let extent = Extent {
-                        offset: start,
-                        len: u64::from(len),
-                        kind: ExtentKind::Local,
-                    };
-                    report.corrupt.push((id.clone(), extent));
+                    seen.note(at, len, good);
+                    report.bytes_checked += if good { u64::from(len) } else { 0 };
+                    good
                 }
-                Err(error) => return Err(error),
+            };
+            if !good {
+                let extent = Extent {
+                    offset: start,
+                    len: u64::from(len),
+                    kind: ExtentKind::Local,
+                };
+                report.corrupt.push((id.clone(), extent));
             }
             (offset, narrow) = (start + u64::from(len), PAGE as u64);
         }
         Ok(())
+    }
+
+    /// Whether the bytes of a place can be had.
+    async fn is_good(&self, at: Location, len: u32) -> Result<bool> {
+        let mut sources = Sources::new();
+        let located = self.0.state.borrow().located(at, len, &mut sources);
+        let result = match located {
+            Ok(()) => self.join(sources).await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        match result {
+            Err(error) if error.kind() != ErrorKind::Corrupt => Err(error),
+            result => Ok(result.is_ok()),
+        }
     }
 
     /// The first data of a payload at or behind an offset, as much as one device read takes.

@@ -27,6 +27,8 @@ pub(super) struct BucketFaults {
     pub(super) late: u16,
     /// There is never an answer.
     pub(super) hangs: u16,
+    /// There is never an answer to who wants an object made.
+    pub(super) deaf: u16,
     /// A byte of what is got is wrong.
     pub(super) flips: u16,
     /// What is got is cut short.
@@ -84,6 +86,19 @@ impl Bucket {
         segments.map(|(_, object)| object.len() as u64).sum()
     }
 
+    /// The names of all objects.
+    #[cfg(test)]
+    fn names(&self) -> Vec<String> {
+        self.inner.objects.borrow().keys().cloned().collect()
+    }
+
+    /// Puts an object there by hand.
+    #[cfg(test)]
+    fn plant(&self, name: String, body: &'static [u8]) {
+        let mut objects = self.inner.objects.borrow_mut();
+        objects.insert(name, Bytes::from_static(body));
+    }
+
     fn draw(&self, per_mille: impl Fn(&BucketFaults) -> u16) -> bool {
         let chance = per_mille(&self.inner.faults.borrow());
         // Without the fault no number is drawn for it.
@@ -129,6 +144,9 @@ impl Bucket {
 
 impl Remote for Bucket {
     fn create<'a>(&'a self, name: &'a str, body: Vec<Bytes>) -> Request<'a, Created> {
+        if self.draw(|faults| faults.deaf) {
+            return Box::pin(std::future::pending());
+        }
         let (name, body) = (name.to_owned(), Bytes::from(body.concat()));
         self.perform(move |inner| {
             let mut objects = inner.objects.borrow_mut();
@@ -215,3 +233,6 @@ impl Remote for Bucket {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -433,6 +433,7 @@ fn bucket_faults_of(entropy: &mut Entropy<'_>) -> BucketFaults {
         flips: some() / 4,
         cuts: some() / 2,
         stale: some(),
+        ..BucketFaults::default()
     }
 }
 

@@ -346,12 +346,13 @@ pub(super) fn fault_fields(faults: &mut DiskFaults) -> [(&'static str, &mut u16)
 }
 
 /// The same for the remote.
-pub(super) fn bucket_fields(faults: &mut BucketFaults) -> [(&'static str, &mut u16); 7] {
+pub(super) fn bucket_fields(faults: &mut BucketFaults) -> [(&'static str, &mut u16); 8] {
     [
         ("fails_before", &mut faults.fails_before),
         ("fails_after", &mut faults.fails_after),
         ("late", &mut faults.late),
         ("hangs", &mut faults.hangs),
+        ("deaf", &mut faults.deaf),
         ("flips", &mut faults.flips),
         ("cuts", &mut faults.cuts),
         ("stale", &mut faults.stale),

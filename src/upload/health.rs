@@ -1,17 +1,30 @@
 //! Whether the bucket is well, as its answers tell.
 //!
-//! Invariant: `FAILURES` failures in a row turn it bad, one success turns it good.
+//! What reads and what writes go separate ways: behind a bucket that lists and takes nothing, bytes
+//! can be had, and nothing is uploaded.
+//!
+//! Invariant: `FAILURES` failures in a row turn a way bad, one success on it turns it good. The
+//! bucket is as good as the worse of them.
 
 use crate::remote::Failure;
 use crate::sync::Mutex;
 use crate::types::Nanos;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-/// Failures in a row that turn the bucket bad.
+/// Failures in a row that turn a way bad.
 const FAILURES: u32 = 3;
 
-/// How the bucket is, for everybody to see.
-pub(crate) struct Health {
+/// What a request does in the bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// Gets and listings.
+    Reads,
+    /// Creates and deletions.
+    Writes,
+}
+
+/// How one way is.
+struct Track {
     failures: AtomicU32,
     bad: AtomicBool,
     /// Since when, in nanoseconds; meaningful while it is bad.
@@ -20,9 +33,9 @@ pub(crate) struct Health {
     why: Mutex<String>,
 }
 
-impl Health {
-    pub(super) fn new() -> Health {
-        Health {
+impl Track {
+    fn new() -> Track {
+        Track {
             failures: AtomicU32::new(0),
             bad: AtomicBool::new(false),
             since: AtomicU64::new(0),
@@ -30,41 +43,84 @@ impl Health {
         }
     }
 
+    fn is_good(&self) -> bool {
+        !self.bad.load(Ordering::Acquire)
+    }
+
+    fn bad(&self) -> Option<(Nanos, String)> {
+        let since = Nanos(self.since.load(Ordering::Acquire));
+        (!self.is_good()).then(|| (since, self.why.lock().clone()))
+    }
+}
+
+/// How the bucket is, for everybody to see.
+pub(crate) struct Health {
+    reads: Track,
+    writes: Track,
+}
+
+impl Health {
+    pub(super) fn new() -> Health {
+        Health {
+            reads: Track::new(),
+            writes: Track::new(),
+        }
+    }
+
+    fn track(&self, way: Way) -> &Track {
+        match way {
+            Way::Reads => &self.reads,
+            Way::Writes => &self.writes,
+        }
+    }
+
     /// Why and since when the bucket is bad; `None` while it is good.
     pub(crate) fn bad(&self) -> Option<(Nanos, String)> {
-        let bad = self.bad.load(Ordering::Acquire);
-        bad.then(|| {
-            let since = Nanos(self.since.load(Ordering::Acquire));
-            (since, self.why())
-        })
+        let both = [self.reads.bad(), self.writes.bad()];
+        both.into_iter().flatten().min_by_key(|(since, _)| *since)
+    }
+
+    /// Why nothing can be had from the bucket; `None` while something can.
+    pub(super) fn reads_bad(&self) -> Option<String> {
+        self.reads.bad().map(|(_, why)| why)
+    }
+
+    pub(super) fn is_bad(&self, way: Way) -> bool {
+        !self.track(way).is_good()
     }
 
     /// Why something failed the last time.
     pub(super) fn why(&self) -> String {
-        self.why.lock().clone()
+        let why = self.writes.why.lock().clone();
+        match why.is_empty() {
+            true => self.reads.why.lock().clone(),
+            false => why,
+        }
     }
 
     pub(crate) fn is_good(&self) -> bool {
-        !self.bad.load(Ordering::Acquire)
+        self.reads.is_good() && self.writes.is_good()
     }
 
-    pub(super) fn note_success(&self) {
-        self.failures.store(0, Ordering::Release);
-        if self.bad.swap(false, Ordering::AcqRel) {
-            tracing::info!("the remote is back");
+    pub(super) fn note_success(&self, way: Way) {
+        let track = self.track(way);
+        track.failures.store(0, Ordering::Release);
+        if track.bad.swap(false, Ordering::AcqRel) {
+            tracing::info!(?way, "the remote is back");
         }
     }
 
-    /// Whether this failure has turned the bucket bad.
-    pub(super) fn note_failure(&self, why: &Failure, now: Nanos) -> bool {
-        let failures = self.failures.fetch_add(1, Ordering::AcqRel) + 1;
-        *self.why.lock() = why.message.clone();
-        if failures < FAILURES || self.bad.load(Ordering::Acquire) {
+    /// Whether this failure has turned the way bad.
+    pub(super) fn note_failure(&self, way: Way, why: &Failure, now: Nanos) -> bool {
+        let track = self.track(way);
+        let failures = track.failures.fetch_add(1, Ordering::AcqRel) + 1;
+        *track.why.lock() = why.message.clone();
+        if failures < FAILURES || !track.is_good() {
             return false;
         }
-        self.since.store(now.0, Ordering::Release);
-        self.bad.store(true, Ordering::Release);
-        tracing::warn!(why = why.message, "the remote is bad");
+        track.since.store(now.0, Ordering::Release);
+        track.bad.store(true, Ordering::Release);
+        tracing::warn!(?way, why = why.message, "the remote is bad");
         true
     }
 }

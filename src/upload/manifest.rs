@@ -73,8 +73,7 @@ pub(crate) struct Manifest {
     pub(crate) epoch: Epoch,
     /// Random, once for each opening: tells a manifest of ours from everybody else's.
     pub(crate) writer: u64,
-    /// The manifest by which that opening took the bucket. It fences whoever had it before, and is
-    /// never deleted.
+    /// The manifest by which that opening took the bucket, and fenced whoever had it before.
     pub(crate) claim: u64,
     pub(crate) segment_bytes: u64,
     pub(crate) shards: Vec<ShardState>,

@@ -7,8 +7,9 @@
 //! 1. What is to be kept (create, publish, delete) is tried until the bucket has taken it, however
 //!    long it is away; what somebody waits for (get) fails within `GET_TIMEOUT`.
 //! 2. At most `WINDOW_MAX` requests of the first kind are under way, fewer while the bucket balks.
-//! 3. `health::FAILURES` failures in a row turn the bucket bad, one success turns it good. While it
-//!    is bad, gets fail at once, and the bucket is asked now and then whether it is back.
+//! 3. `health::FAILURES` failures in a row turn the bucket bad for what reads, or for what writes,
+//!    and one success turns it good. While it is bad for reads, gets fail at once; while it is bad,
+//!    it is asked now and then whether it is back.
 //! 4. Once another engine has taken the bucket, nothing is written to it or deleted from it.
 //!
 //! Deliberately not here: which segments to upload and when (`shard::tier`).
@@ -21,14 +22,14 @@ pub(crate) mod thread;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
-use crate::remote::{Created, Failure, FailureKind, Listed, Remote};
+use crate::remote::{Created, Failure, FailureKind, Listed, Remote, probe_name};
 use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::signal::Signal;
 use crate::sync::slot::{Reply, slot};
 use crate::types::{Epoch, Nanos, NodeId, ShardId};
 use between::Between;
 use bytes::Bytes;
-use health::Health;
+use health::{Health, Way};
 use manifest::{Manifest, ShardState};
 use publish::{Publisher, Update};
 use std::cell::{Cell, RefCell};
@@ -37,7 +38,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use between::Needs;
+pub(crate) use between::{Cause, Needs};
 pub(crate) use publish::{Identity, Recovered};
 
 /// Requests that wait for the uploader at most; shards wait beyond that.
@@ -66,7 +67,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Pause between two questions whether a bad bucket is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a probe may take: it asks for a name, and gets no bytes.
+/// How long a probe may take: it asks for a name, or makes an object of a few bytes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From when on a request is slow, so that the bucket is asked whether it is there.
@@ -146,6 +147,7 @@ pub(crate) struct Client {
 pub(crate) struct Uploader {
     requests: Receiver<Request>,
     health: Arc<Health>,
+    between: Arc<Between>,
     /// Who takes the bucket at once; `None`: whoever asks for it.
     identity: Option<Identity>,
 }
@@ -153,15 +155,16 @@ pub(crate) struct Uploader {
 /// An uploader for one opening of a store, and how to speak to it.
 pub(crate) fn uploader(identity: Option<Identity>) -> (Client, Uploader) {
     let (sender, receiver) = mailbox(REQUESTS_MAX);
-    let health = Arc::new(Health::new());
+    let (health, between) = (Arc::new(Health::new()), Arc::new(Between::new()));
     let client = Client {
         requests: sender,
         health: health.clone(),
-        between: Arc::new(Between::new()),
+        between: between.clone(),
     };
     let uploader = Uploader {
         requests: receiver,
         health,
+        between,
         identity,
     };
     (client, uploader)
@@ -223,7 +226,7 @@ impl Client {
     /// Bytes of an object, soon or not at all: `Unavailable`, or `Corrupt` if there is no such
     /// object.
     pub(crate) async fn get(&self, name: String, offset: u64, len: u64) -> Result<Bytes> {
-        if let Some((_, why)) = self.health.bad() {
+        if let Some(why) = self.health.reads_bad() {
             let message = format!("the remote is away: {why}");
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
@@ -279,7 +282,9 @@ struct Inner<R> {
     window_due: Signal,
     /// Another engine has the bucket, or it cannot be written to: why.
     fenced: RefCell<Option<Error>>,
-    probing: Cell<bool>,
+    /// Ways that are being probed, and the object that probes make.
+    probing: RefCell<Vec<Way>>,
+    probe: String,
 }
 
 struct Service<R>(Rc<Inner<R>>);
@@ -307,9 +312,10 @@ impl Uploader {
             window: Cell::new(WINDOW_START),
             window_due: Signal::default(),
             fenced: RefCell::new(None),
-            probing: Cell::new(false),
+            probing: RefCell::default(),
+            probe: probe_name(runtime.random()),
         }));
-        let publisher = Publisher::new(service.clone(), self.identity);
+        let publisher = Publisher::new(service.clone(), self.identity, self.between);
         publisher.start();
         let mut batch = VecDeque::new();
         while self.requests.drain(&mut batch).await {
@@ -368,7 +374,9 @@ impl<R: Runtime> Service<R> {
         self.0.window_due.until(free).await;
         self.0.uploading.set(self.0.uploading.get() + 1);
         let result = self
-            .until_taken(async || self.0.remote.create(name, body.clone()).await)
+            .until_taken(Way::Writes, async || {
+                self.0.remote.create(name, body.clone()).await
+            })
             .await;
         self.0.uploading.set(self.0.uploading.get() - 1);
         self.0.window_due.notify();
@@ -376,15 +384,15 @@ impl<R: Runtime> Service<R> {
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<Listed>> {
-        self.until_taken(async || self.0.remote.list(prefix, after, 1000).await)
-            .await
+        let list = async || self.0.remote.list(prefix, after, 1000).await;
+        self.until_taken(Way::Reads, list).await
     }
 
     async fn delete(&self, names: &[String]) -> Result<()> {
         let mut left = names.to_vec();
         while !left.is_empty() {
             let failed = self
-                .until_taken(async || self.0.remote.delete(&left).await)
+                .until_taken(Way::Writes, async || self.0.remote.delete(&left).await)
                 .await?;
             left = failed.into_iter().map(|(name, _)| name).collect();
             if !left.is_empty() {
@@ -397,6 +405,7 @@ impl<R: Runtime> Service<R> {
     /// Tries until the bucket has answered, or has been taken by another engine.
     async fn until_taken<T>(
         &self,
+        way: Way,
         request: impl AsyncFn() -> std::result::Result<T, Failure>,
     ) -> Result<T> {
         let mut pause = BACKOFF_MIN;
@@ -404,7 +413,7 @@ impl<R: Runtime> Service<R> {
             if let Some(error) = &*self.0.fenced.borrow() {
                 return Err(error.clone());
             }
-            match self.tried(TRY_TIMEOUT, request()).await {
+            match self.tried(way, TRY_TIMEOUT, request()).await {
                 Ok(value) => return Ok(value),
                 Err(_) => pause = self.back_off(pause).await,
             }
@@ -423,67 +432,92 @@ impl<R: Runtime> Service<R> {
     /// One try, with a deadline; how it went goes into health and window.
     async fn tried<T>(
         &self,
+        way: Way,
         timeout: Duration,
         request: impl Future<Output = std::result::Result<T, Failure>>,
     ) -> std::result::Result<T, Failure> {
-        let slow = || Failure::new(FailureKind::Transient, format!("no answer in {timeout:?}"));
         let mut request = std::pin::pin!(request);
         let soon = SLOW.min(timeout);
         let result = match within(&self.0.runtime, soon, request.as_mut()).await {
             None if soon < timeout => {
                 // It may be a large one, or nobody may be there.
-                self.start_probing();
+                self.start_probing(way);
                 within(&self.0.runtime, timeout - soon, request).await
             }
             result => result,
         };
-        let result = result.unwrap_or_else(|| Err(slow()));
+        let result = result.unwrap_or_else(|| Err(no_answer(timeout)));
         match &result {
             Err(failure) if failure.kind != FailureKind::Missing => {
                 self.0.window.set((self.0.window.get() / 2).max(1));
-                if self.0.health.note_failure(failure, self.0.runtime.now()) {
-                    self.start_probing();
-                }
+                self.note_failure(way, failure);
             }
             _ => {
                 let window = self.0.window.get();
                 self.0.window.set((window + 1).min(WINDOW_MAX));
-                self.0.health.note_success();
+                self.0.health.note_success(way);
             }
         }
         result
     }
 
+    fn note_failure(&self, way: Way, failure: &Failure) {
+        let now = self.0.runtime.now();
+        if self.0.health.note_failure(way, failure, now) {
+            self.start_probing(way);
+        }
+    }
+
     /// Asks a bucket that is bad, or slow, whether it is there, until it is.
-    fn start_probing(&self) {
-        if self.0.probing.replace(true) {
+    fn start_probing(&self, way: Way) {
+        if self.0.probing.borrow().contains(&way) {
             return;
         }
+        self.0.probing.borrow_mut().push(way);
         let service = self.clone();
         self.0.runtime.spawn(async move {
             loop {
                 service.0.runtime.sleep(PROBE_PAUSE).await;
-                let probe = service.0.remote.list(manifest::MANIFEST_PREFIX, None, 1);
-                // How it went is noted where it counts.
-                if service.tried(PROBE_TIMEOUT, probe).await.is_ok() {
+                if way == Way::Writes && service.0.fenced.borrow().is_some() {
                     break;
                 }
+                let probe = within(&service.0.runtime, PROBE_TIMEOUT, service.probe(way)).await;
+                match probe.unwrap_or_else(|| Err(no_answer(PROBE_TIMEOUT))) {
+                    Err(failure) => service.note_failure(way, &failure),
+                    // That small things succeed excuses no large ones that fail.
+                    Ok(()) if !service.0.health.is_bad(way) => break,
+                    Ok(()) => {
+                        service.0.health.note_success(way);
+                        break;
+                    }
+                }
             }
-            service.0.probing.set(false);
+            service.0.probing.borrow_mut().retain(|other| *other != way);
         });
+    }
+
+    async fn probe(&self, way: Way) -> std::result::Result<(), Failure> {
+        let remote = &*self.0.remote;
+        match way {
+            Way::Reads => {
+                remote.list(manifest::MANIFEST_PREFIX, None, 1).await?;
+            }
+            Way::Writes => {
+                let body = vec![Bytes::from_static(b"probe")];
+                // There already, it was made by an earlier probe: that is an answer, too.
+                remote.create(&self.0.probe, body).await?;
+                remote.delete(std::slice::from_ref(&self.0.probe)).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of an object, soon or not at all.
     async fn get(&self, name: &str, offset: u64, len: u64) -> Result<Bytes> {
         let tries = self.get_tries(name, offset, len);
         let result = within(&self.0.runtime, GET_TIMEOUT, tries).await;
-        let late = || {
-            Failure::new(
-                FailureKind::Transient,
-                format!("no answer in {GET_TIMEOUT:?}"),
-            )
-        };
-        result.unwrap_or_else(|| Err(late())).map_err(|failure| {
+        let result = result.unwrap_or_else(|| Err(no_answer(GET_TIMEOUT)));
+        result.map_err(|failure| {
             let kind = match failure.kind {
                 FailureKind::Missing => ErrorKind::Corrupt,
                 FailureKind::Transient | FailureKind::Refused => ErrorKind::Unavailable,
@@ -523,7 +557,10 @@ impl<R: Runtime> Service<R> {
         offset: u64,
         len: u64,
     ) -> std::result::Result<Bytes, Failure> {
-        let get = || self.tried(GET_TIMEOUT, self.0.remote.get(name, offset, len));
+        let get = || {
+            let request = self.0.remote.get(name, offset, len);
+            self.tried(Way::Reads, GET_TIMEOUT, request)
+        };
         let mut first = std::pin::pin!(get());
         if let Some(result) = within(&self.0.runtime, HEDGE_AFTER, first.as_mut()).await {
             return result;
@@ -540,6 +577,10 @@ impl<R: Runtime> Service<R> {
         self.0.fenced.borrow_mut().get_or_insert(error);
         self.0.window_due.notify();
     }
+}
+
+fn no_answer(span: Duration) -> Failure {
+    Failure::new(FailureKind::Transient, format!("no answer in {span:?}"))
 }
 
 /// Resolves to `None` if `span` passes first.

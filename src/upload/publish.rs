@@ -7,25 +7,28 @@
 //! 3. A shard's state is published only with what it needs of other shards: a payload that moved is
 //!    in the bucket under its new shard before its deletion from the old one is. After an opening,
 //!    the first manifest has all that was recovered of every shard, or nothing of any.
-//! 4. A manifest that fences somebody is never deleted.
+//! 4. A manifest is deleted only when the next multiple of `MANIFESTS_KEPT`, which stays, is there.
+//!    Who was away for so long that its number is free again makes it, and finds that one.
 
-use super::between::Needs;
+use super::between::{Between, Needs};
+use super::health::Way;
 use super::manifest::parse_manifest_name;
 use super::manifest::{MANIFEST_PREFIX, Manifest, ShardState, manifest_name};
 use super::{BACKOFF_MIN, Runtime, Service, TRY_TIMEOUT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::checksum::StoreId;
 use crate::marks::{mark, planted};
-use crate::remote::{Created, Failure, FailureKind, Remote, creates_conditionally};
+use crate::remote::{Created, Failure, FailureKind, Listed, Remote, creates_conditionally};
 use crate::sync::signal::Signal;
 use crate::sync::slot::Reply;
 use crate::types::{Epoch, Lsn, NodeId, ShardId};
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
-/// Manifests up to the newest that are kept. Of the older ones, those that fence somebody and the
-/// multiples of this are; see [`newest`].
+/// Manifests up to the newest that are kept. Of the older ones the first and the multiples of this
+/// are; see [`newest`].
 const MANIFESTS_KEPT: u64 = 64;
 
 /// Longest manifest that is believed.
@@ -80,6 +83,7 @@ struct State {
 pub(super) struct Publisher<R> {
     service: Service<R>,
     identity: Option<Identity>,
+    between: Arc<Between>,
     /// Random for each opening.
     writer: u64,
     state: Rc<RefCell<State>>,
@@ -87,7 +91,11 @@ pub(super) struct Publisher<R> {
 }
 
 impl<R: Runtime> Publisher<R> {
-    pub(super) fn new(service: Service<R>, identity: Option<Identity>) -> Publisher<R> {
+    pub(super) fn new(
+        service: Service<R>,
+        identity: Option<Identity>,
+        between: Arc<Between>,
+    ) -> Publisher<R> {
         let shards = identity.as_ref().map_or(0, |identity| identity.shards);
         let state = State {
             recovered: Some(vec![None; shards]),
@@ -97,6 +105,7 @@ impl<R: Runtime> Publisher<R> {
             writer: service.0.runtime.random(),
             service,
             identity,
+            between,
             state: Rc::new(RefCell::new(state)),
             due: Rc::new(Signal::default()),
         }
@@ -106,6 +115,7 @@ impl<R: Runtime> Publisher<R> {
         Publisher {
             service: self.service.clone(),
             identity: self.identity.clone(),
+            between: self.between.clone(),
             writer: self.writer,
             state: self.state.clone(),
             due: self.due.clone(),
@@ -158,7 +168,10 @@ impl<R: Runtime> Publisher<R> {
         self.service.0.runtime.spawn(async move {
             let taken = publisher.claim(&identity).await;
             match taken {
-                Ok(manifest) => publisher.state.borrow_mut().current = Some(manifest),
+                Ok(manifest) => {
+                    publisher.start_sweep(manifest.number);
+                    publisher.state.borrow_mut().current = Some(manifest);
+                }
                 Err(error) => publisher.service.fence(error),
             }
             publisher.answer_registered();
@@ -196,7 +209,10 @@ impl<R: Runtime> Publisher<R> {
         identity: &Identity,
     ) -> std::result::Result<Result<Manifest>, Failure> {
         let remote = &*self.service.0.remote;
-        let newest = self.service.tried(TRY_TIMEOUT, newest(remote)).await?;
+        let newest = self
+            .service
+            .tried(Way::Reads, TRY_TIMEOUT, newest(remote))
+            .await?;
         let may = match &newest {
             Some(newest) => may_follow(identity, newest),
             None => self.may_begin().await,
@@ -205,7 +221,7 @@ impl<R: Runtime> Publisher<R> {
             return Ok(Err(error));
         }
         let probe = creates_conditionally(remote, self.writer);
-        let fences = self.service.tried(TRY_TIMEOUT, probe).await?;
+        let fences = self.service.tried(Way::Writes, TRY_TIMEOUT, probe).await?;
         if !fences && !identity.unfenced {
             return Ok(Err(Error::invalid(
                 "the remote replaces objects that it should refuse to: two engines could write to \
@@ -228,7 +244,7 @@ impl<R: Runtime> Publisher<R> {
             shards,
         };
         let made = make(&*self.service.0.remote, &claim);
-        match self.service.tried(TRY_TIMEOUT, made).await? {
+        match self.service.tried(Way::Writes, TRY_TIMEOUT, made).await? {
             true => Ok(Ok(claim)),
             // Somebody was faster: look again who.
             false => Err(Failure::new(FailureKind::Transient, "the claim was lost")),
@@ -310,7 +326,9 @@ impl<R: Runtime> Publisher<R> {
         };
         let made = self
             .service
-            .until_taken(async || make(&*self.service.0.remote, &next).await)
+            .until_taken(Way::Writes, async || {
+                make(&*self.service.0.remote, &next).await
+            })
             .await;
         let result = match made {
             Ok(true) => Ok(()),
@@ -325,6 +343,7 @@ impl<R: Runtime> Publisher<R> {
             let mut state = self.state.borrow_mut();
             if result.is_ok() {
                 state.recovered = None;
+                self.between.begin();
                 state.current = Some(next.clone());
             }
             let updates = std::mem::take(&mut state.updates).into_iter().enumerate();
@@ -341,41 +360,74 @@ impl<R: Runtime> Publisher<R> {
         }
     }
 
-    /// Deletes the manifest that has become too old, unless it fences somebody.
+    /// Deletes the manifest that has become too old.
     fn delete_old(&self, newest: &Manifest) {
-        let Some(old) = newest.number.checked_sub(MANIFESTS_KEPT) else {
-            return;
-        };
-        if old > newest.claim && !old.is_multiple_of(MANIFESTS_KEPT) {
+        let old = newest.number.saturating_sub(MANIFESTS_KEPT);
+        if is_dispensable(old, newest.number) {
             let service = self.service.clone();
             self.service.0.runtime.spawn(async move {
-                // One that stays behind harms nobody.
+                // One that stays behind is swept at the next opening.
                 let _ = service.delete(&[manifest_name(old)]).await;
             });
         }
     }
+
+    /// Deletes the manifests that earlier openings have left behind.
+    fn start_sweep(&self, newest: u64) {
+        let service = self.service.clone();
+        self.service.0.runtime.spawn(async move {
+            let mut after = None;
+            while let Ok(page) = service.list(MANIFEST_PREFIX, after.as_deref()).await {
+                let Some(last) = page.last() else { break };
+                after = Some(last.name.clone());
+                let old = |listed: &Listed| {
+                    let number = parse_manifest_name(&listed.name)?;
+                    is_dispensable(number, newest).then(|| listed.name.clone())
+                };
+                let old: Vec<String> = page.iter().filter_map(old).collect();
+                if service.delete(&old).await.is_err() {
+                    break;
+                }
+            }
+        });
+    }
 }
 
-/// Makes a manifest. False: the number is somebody else's.
+/// Whether a manifest is old, and none that a listing is checked by.
+fn is_dispensable(number: u64, newest: u64) -> bool {
+    let is_mark = number <= 1 || number.is_multiple_of(MANIFESTS_KEPT);
+    number + MANIFESTS_KEPT <= newest && !is_mark
+}
+
+/// Makes a manifest. False: somebody else has made it, or later ones.
 async fn make(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<bool, Failure> {
     let (name, body) = (manifest_name(manifest.number), manifest.encode());
     match remote
         .create(&name, vec![Bytes::from(body.clone())])
         .await?
     {
-        Created::New => Ok(true),
+        Created::New => {}
         // It may have been made at an earlier try that seemed to fail.
         Created::Exists => {
             let there = remote.get(&name, 0, MANIFEST_BYTES_MAX).await?;
-            if there == body || planted("zombie_not_fenced") {
-                mark("manifest was made at an earlier try");
-                return Ok(true);
+            if there != body && !planted("zombie_not_fenced") {
+                // Bytes that became wrong on their way are nobody's.
+                let wrong = |why| Failure::new(FailureKind::Transient, why);
+                Manifest::decode(&there).map_err(wrong)?;
+                return Ok(false);
             }
-            // Bytes that became wrong on their way are nobody's.
-            let wrong = |why| Failure::new(FailureKind::Transient, why);
-            Manifest::decode(&there).map_err(wrong)?;
+            mark("manifest was made at an earlier try");
+        }
+    }
+    // The number may have been made, and deleted, long ago.
+    let later = (manifest.number + 1).next_multiple_of(MANIFESTS_KEPT);
+    match remote.get(&manifest_name(later), 0, 1).await {
+        Ok(_) => {
+            mark("number of a deleted manifest made again");
             Ok(false)
         }
+        Err(failure) if failure.kind == FailureKind::Missing => Ok(true),
+        Err(failure) => Err(failure),
     }
 }
 
@@ -435,7 +487,7 @@ pub(super) async fn take_over<R: Runtime>(
                 false => Err(Failure::new(FailureKind::Transient, "the claim was lost")),
             }
         };
-        match service.tried(TRY_TIMEOUT, taken).await {
+        match service.tried(Way::Writes, TRY_TIMEOUT, taken).await {
             Ok(result) => return result,
             Err(failure) => {
                 tracing::debug!(%failure, "the remote cannot be taken yet");

@@ -27,6 +27,8 @@ fn items() -> Vec<Item> {
             pages: 12,
             next_payload: 8,
             next_generation: 6,
+            next_file: 0,
+            past_lost: false,
         },
         Item::Segment {
             segment: SegmentId(4),
@@ -56,6 +58,25 @@ fn chunk() -> Vec<u8> {
     let mut encoder = Encoder::new(bound());
     assert!(items().iter().all(|item| encoder.push(item).is_none()));
     encoder.finish()
+}
+
+#[test]
+fn beginning_has_flags_and_a_number() {
+    for (next_file, past_lost) in [(0, true), (3, false), (u64::MAX, true)] {
+        let mut item = items().remove(0);
+        if let Item::Start {
+            next_file: file,
+            past_lost: lost,
+            ..
+        } = &mut item
+        {
+            (*file, *lost) = (next_file.min(NEXT_FILE_MAX), past_lost);
+        }
+        let mut encoder = Encoder::new(bound());
+        assert!(encoder.push(&item).is_none());
+        let decoded = decode_chunk(bound(), 0, &encoder.finish());
+        assert_eq!(decoded, Ok((vec![item], true)));
+    }
 }
 
 #[test]

@@ -3,15 +3,22 @@
 //! Invariants are those of the parent module.
 
 use super::super::Shard;
+use super::RETRY_PAUSE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::types::Lsn;
-use crate::upload::Recovered;
 use crate::upload::manifest::ShardState;
+use crate::upload::{Cause, Recovered};
 use std::pin::Pin;
 
 /// Whether this directory may go on from what counts in the bucket.
-fn may_go_on(published: &ShardState, recovered: Lsn) -> Result<()> {
+fn may_go_on(published: &ShardState, recovered: Lsn, past_lost: bool) -> Result<()> {
+    if past_lost && *published != ShardState::empty() {
+        return Err(Error::corrupt(
+            "records of a shard were lost here with all its checkpoints, and the remote may have \
+             them: rebuild the store from its remote; what was not uploaded yet is here alone",
+        ));
+    }
     match published.next > recovered {
         false => Ok(()),
         true => Err(Error::new(
@@ -40,6 +47,7 @@ impl<D: Driver> Shard<D> {
         if !taken {
             return;
         }
+        self.forget_loss().await;
         let loops: [Pin<Box<dyn Future<Output = ()>>>; 3] = [
             Box::pin(self.clone().upload_all()),
             Box::pin(self.clone().publish_all()),
@@ -50,12 +58,24 @@ impl<D: Driver> Shard<D> {
         self.0.driver.spawn(async move { shard.sweep().await });
     }
 
+    /// The bucket has nothing of what was lost here. A checkpoint has to say so before it has
+    /// anything at all. On a poisoned shard none is written, and nothing is uploaded.
+    async fn forget_loss(&self) {
+        if !std::mem::take(&mut self.state().upkeep.past_lost) {
+            return;
+        }
+        while let Err(error) = self.checkpoint_anyway().await {
+            tracing::warn!(shard = self.0.params.shard.0, %error, "no checkpoint for the remote");
+            self.0.driver.sleep(RETRY_PAUSE).await;
+        }
+    }
+
     /// Takes note of what counts in the bucket. False: nothing will be uploaded.
     fn begin_tier(&self, published: Result<ShardState>, recovered: Lsn) -> bool {
-        let mut state = self.state();
-        let state = &mut *state;
+        let mut guard = self.state();
+        let state = &mut *guard;
         let accepted = published.and_then(|published| {
-            may_go_on(&published, recovered)?;
+            may_go_on(&published, recovered, state.upkeep.past_lost)?;
             Ok(published)
         });
         if let Ok(ShardState {
@@ -80,7 +100,9 @@ impl<D: Driver> Shard<D> {
                 true
             }
             Err(error) => {
-                tier.ended = Some(error);
+                tier.ended = Some(error.clone());
+                drop(guard);
+                self.note_obstacle(Cause::End, &error);
                 false
             }
         }

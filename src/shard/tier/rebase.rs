@@ -4,17 +4,16 @@
 //! Invariants are those of the parent module.
 
 use super::super::checkpoint::checkpoint_name;
-use super::super::{Params, Shard, State};
+use super::super::{Shard, State};
 use super::{End, READ_PAGES, RETRY_PAUSE, TAIL_PER_BASE, TAIL_SEGMENTS_MAX, Tier, Uploaded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::marks::mark;
-use crate::remote::Listed;
+use crate::remote::Created;
 use crate::residency::Held;
 use crate::types::PAGE;
-use crate::upload::manifest::{
-    Base, base_name, base_prefix, parse_base_name, parse_segment_name, segment_prefix,
-};
+use crate::upload::Cause;
+use crate::upload::manifest::{Base, base_name};
 use bytes::Bytes;
 use std::rc::Rc;
 
@@ -51,20 +50,6 @@ impl State {
         sealed.cloned().collect()
     }
 
-    /// Whether an object is of an earlier opening, and nothing refers to its segment.
-    fn is_orphan(&self, params: &Params, name: &str) -> bool {
-        let Some((segment, epoch)) = parse_segment_name(params.shard, name) else {
-            return false;
-        };
-        let Some(tier) = &self.tier else { return false };
-        let unneeded = match self.segments.find(segment) {
-            Some(held) => held.epoch != epoch,
-            None => self.map.live.bytes(segment) == 0,
-        };
-        let waits = tier.garbage.iter().any(|(_, garbage)| garbage == name);
-        epoch < params.epoch && unneeded && !waits
-    }
-
     /// Whether another checkpoint is worth its upload.
     fn rebase_due(&self) -> bool {
         let Some(tier) = &self.tier else {
@@ -90,8 +75,7 @@ impl State {
         let base = published.base.map_or(0, |base| base.bytes);
         let long = published.tail.len() >= TAIL_SEGMENTS_MAX
             && tail * PAGE as u64 >= TAIL_PER_BASE * base.max(self.last_checkpoint_bytes());
-        let sequence = published.base.map_or(0, |base| base.sequence);
-        let waiting = tier.garbage.iter().any(|(needed, _)| *needed > sequence);
+        let waiting = tier.has_waiting_garbage();
         long || self.has_gap() || (waiting && self.commit.at_rest)
     }
 }
@@ -108,6 +92,9 @@ impl<D: Driver> Shard<D> {
                     return;
                 }
                 self.0.driver.sleep(RETRY_PAUSE).await;
+                if due().is_none() {
+                    self.clear_obstacle(Cause::Checkpoint);
+                }
             }
         }
     }
@@ -125,14 +112,16 @@ impl<D: Driver> Shard<D> {
         let mut state = self.state();
         let tier = state.tier.as_mut().expect("it does not go");
         tier.rebasing = false;
-        // Everything else passes, or has poisoned the shard.
-        let full = |error: &&Error| error.kind() == ErrorKind::Full;
-        let obstacle = result.as_ref().err().filter(full);
-        let obstacle = obstacle.map(|error| (self.now(), error.clone()));
-        let between = tier.client.between();
-        between.note_obstacle(self.0.params.shard, obstacle);
         let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
         drop(state);
+        match &result {
+            Ok(()) => self.clear_obstacle(Cause::Checkpoint),
+            // Everything else passes, or has poisoned the shard.
+            Err(error) if error.kind() == ErrorKind::Full => {
+                self.note_obstacle(Cause::Checkpoint, error);
+            }
+            Err(_) => {}
+        }
         self.0.tier_changed.notify();
         result
     }
@@ -153,11 +142,11 @@ impl<D: Driver> Shard<D> {
         };
         let name = base_name(self.0.params.shard, base.sequence, base.epoch);
         let body = self.read_checkpoint(newest.sequence, newest.bytes).await?;
-        // Made at an earlier try, it is the same: a sequence is used once in an opening.
-        self.client()
-            .expect("it does not go")
-            .create(name, body)
-            .await?;
+        let client = self.client().expect("it does not go");
+        if client.create(name.clone(), body.clone()).await? == Created::Exists {
+            mark("checkpoint was uploaded at an earlier try");
+            self.compare_whole(&client, &name, &body).await?;
+        }
         // What the cleaner has moved meanwhile has to be in the bucket, too.
         self.seal_open().await?;
         let sealed = self.0.state.borrow().sealed();
@@ -173,14 +162,19 @@ impl<D: Driver> Shard<D> {
         })
     }
 
-    /// Uploads a checkpoint of all there is, and waits until it counts.
+    /// Uploads a checkpoint of all there is, and waits until it counts, if that is of any use: few
+    /// segments are behind it then, and no objects wait for it to go.
     pub(in crate::shard) async fn leave_checkpoint(&self) -> Result<()> {
-        let behind = {
+        let of_use = {
             let state = self.0.state.borrow();
-            let published = state.tier.as_ref().and_then(|tier| tier.published.as_ref());
-            published.is_some_and(|published| !published.tail.is_empty())
+            let tier = state.tier.as_ref();
+            tier.is_some_and(|tier| {
+                let published = tier.published.as_ref();
+                let behind = published.is_some_and(|published| !published.tail.is_empty());
+                behind || tier.has_waiting_garbage()
+            })
         };
-        if !behind {
+        if !of_use {
             return Ok(());
         }
         self.rebase().await?;
@@ -209,56 +203,5 @@ impl<D: Driver> Shard<D> {
         read.await.map_err(|error: std::io::Error| {
             Error::with_source(ErrorKind::Internal, "a checkpoint cannot be read", error)
         })
-    }
-
-    /// Deletes objects of this shard that nothing refers to: of uploads that were never published.
-    pub(super) async fn sweep(&self) {
-        let client = self.client().expect("it does not go");
-        let shard = self.0.params.shard;
-        let mut after = None;
-        loop {
-            let Ok(page) = client.list(segment_prefix(shard), after.take()).await else {
-                return;
-            };
-            let Some(last) = page.last().map(|listed| listed.name.clone()) else {
-                break;
-            };
-            self.note_orphans(&page);
-            after = Some(last);
-        }
-        let Ok(bases) = client.list(base_prefix(shard), None).await else {
-            return;
-        };
-        let kept = {
-            let state = self.0.state.borrow();
-            let tier = state.tier.as_ref().expect("it does not go");
-            let base = tier.published.as_ref().and_then(|state| state.base);
-            base.map(|base| base_name(shard, base.sequence, base.epoch))
-        };
-        // This opening's own may be on its way to count, and a later one's counts already, if this
-        // is a machine that was taken for dead.
-        let own = self.0.params.epoch;
-        let is_older =
-            |name: &str| parse_base_name(shard, name).is_some_and(|(_, epoch)| epoch < own);
-        let orphan = |name: &String| Some(name) != kept.as_ref() && is_older(name);
-        let names = bases.into_iter().map(|listed| listed.name).filter(orphan);
-        self.delete_objects(names.collect());
-    }
-
-    /// Notes which listed objects nothing here needs. The published checkpoint may refer to them
-    /// still; the next one will not.
-    fn note_orphans(&self, page: &[Listed]) {
-        let mut state = self.state();
-        let state = &mut *state;
-        let orphans = page.iter().map(|listed| &listed.name);
-        let orphans = orphans.filter(|name| state.is_orphan(&self.0.params, name));
-        let orphans: Vec<String> = orphans.cloned().collect();
-        let sequence = state.upkeep.next_sequence();
-        let tier = state.tier.as_mut().expect("it does not go");
-        for name in orphans {
-            mark("orphan in the remote");
-            tier.note_freed(name, sequence);
-        }
-        self.0.tier_changed.notify();
     }
 }
