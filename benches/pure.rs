@@ -257,7 +257,8 @@ fn filled(id: &PayloadId) -> (Arc<Table>, ReadBuffer) {
     let mut buffer = ReadBuffer::new(table.clone(), 2 * PAGES * PAGE as u64);
     for number in 0..PAGES {
         let frame = buffer
-            .admit(Bytes::from(vec![number as u8; PAGE]), PAGE as u64)
+            .reserve(&[PAGE as u64])
+            .put(Bytes::from(vec![number as u8; PAGE]), PAGE as u64)
             .expect("half of it stays free");
         let page = Page {
             number,

@@ -22,7 +22,6 @@ use crate::payload_id::PayloadId;
 use crate::types::{Generation, Location, Lsn, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
 use extent::{Mapped, Zeroed};
 use live::Live;
-use smallvec::SmallVec;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -65,7 +64,7 @@ pub(crate) struct Piece {
 }
 
 /// Pieces of a range, in order. Most reads find one: it needs no allocation.
-pub(crate) type Pieces = SmallVec<[Piece; 1]>;
+pub(crate) type Pieces = smallvec::SmallVec<[Piece; 1]>;
 
 /// A mutation does not fit the map: in replay, records before it were lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
