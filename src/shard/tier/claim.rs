@@ -66,8 +66,10 @@ impl<D: Driver> Shard<D> {
         }
         while let Err(error) = self.checkpoint_anyway().await {
             tracing::warn!(shard = self.0.params.shard.0, %error, "no checkpoint for the remote");
+            self.note_obstacle(Cause::Checkpoint, &error);
             self.0.driver.sleep(RETRY_PAUSE).await;
         }
+        self.clear_obstacle(Cause::Checkpoint);
     }
 
     /// Takes note of what counts in the bucket. False: nothing will be uploaded.
