@@ -104,7 +104,12 @@ impl Store {
     pub async fn rebuild(config: Config) -> Result<Store> {
         config.check()?;
         let machine = Machine::take(&config)?;
-        Store::rebuild_in(&machine, config, Machine::cores()).await
+        let dir = config.dir.clone();
+        let rebuilt = Store::rebuild_in(&machine, config, Machine::cores()).await;
+        if rebuilt.is_err() {
+            machine.give_back(&dir);
+        }
+        rebuilt
     }
 
     pub(crate) async fn open_in<W: World>(

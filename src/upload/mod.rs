@@ -122,6 +122,7 @@ enum Request {
         after: Option<String>,
         reply: Reply<Result<Vec<Listed>>>,
     },
+    Probe(Reply<Result<()>>),
     Publish(Update),
     TakeOver {
         node: NodeId,
@@ -248,6 +249,11 @@ impl Client {
         .await
     }
 
+    /// Asks the bucket for a name, once. `Unavailable` if it does not answer.
+    pub(crate) async fn probe(&self) -> Result<()> {
+        self.ask(Request::Probe).await
+    }
+
     /// Makes a shard's state what counts in the bucket, once what it needs of other shards does.
     pub(crate) async fn publish(
         &self,
@@ -335,6 +341,15 @@ impl<R: Runtime> Service<R> {
                 recovered,
                 reply,
             } => publisher.register(shard, recovered, reply),
+            Request::Probe(reply) => self.0.runtime.spawn(async move {
+                let probe = service.probe(Way::Reads);
+                let probe = within(&service.0.runtime, PROBE_TIMEOUT, probe).await;
+                let probed = probe.unwrap_or_else(|| Err(no_answer(PROBE_TIMEOUT)));
+                reply.send(probed.map_err(|failure| {
+                    let message = format!("the remote does not answer: {failure}");
+                    Error::new(ErrorKind::Unavailable, message)
+                }));
+            }),
             Request::Publish(update) => publisher.submit(update),
             Request::TakeOver {
                 node,
