@@ -187,7 +187,8 @@ counts! {
     local_mem_used local_mem_max read_buffer_entries read_buffer_used read_buffer_max pending_syncs
     pending_uploads completed_syncs failed_syncs offline_reads_blocked used_size content_count
     total_size available_size average_size shards live_bytes segments segments_sealed segments_free
-    garbage_bytes unsynced_bytes written_bytes read_bytes prefetched_bytes prefetch_used_bytes device_written_bytes device_read_bytes batches
+    garbage_bytes unsynced_bytes written_bytes read_bytes prefetched_bytes prefetch_used_bytes
+    device_written_bytes device_read_bytes batches
     device_syncs cleaned_bytes cleaning_read_bytes cleaned_segments checkpoints checkpoints_running
     checkpoint_bytes extents map_bytes checksum_failures batches_lost stalled_writers shard_stalls
     shards_poisoned evicted_segments remote_read_bytes bytes_repaired

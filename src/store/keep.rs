@@ -101,7 +101,7 @@ impl Store {
     ///
     /// # Cancellation
     ///
-    /// Dropped after its first poll, it may go on: bytes are given up only when the remote has them.
+    /// Dropped after its first poll, it may go on; no byte is given up before the remote has it.
     pub async fn evict(&self, id: &PayloadId) -> Result<u64> {
         self.check_open()?;
         self.check_remote("evicting")?;

@@ -1,4 +1,4 @@
-//! A strict reader of what Prometheus scrapes, text format 0.0.4: what it does not know, it refuses.
+//! A strict reader of what Prometheus scrapes, text format 0.0.4: it refuses what it does not know.
 //!
 //! Beyond the grammar it holds the customs: a family is whole and in one place, counters end in
 //! `_total`, histograms are cumulative and end in `+Inf`, and no sample comes twice.
