@@ -53,7 +53,7 @@ const LAYERS: &[(&str, &str)] = &[
     (
         "fuzzing",
         "buf cache chunks config error io log map mutation payload_id shard sim store superblock \
-         sync types world",
+         sync types upload world",
     ),
 ];
 
