@@ -17,6 +17,7 @@
 mod between;
 mod health;
 pub(crate) mod manifest;
+mod probe;
 mod publish;
 pub(crate) mod thread;
 
@@ -63,12 +64,6 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after a failure: the first, doubled up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// Pause between two questions whether a bad bucket is back.
-const PROBE_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long a probe may take: it asks for a name, or makes an object of a few bytes.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From when on a request is slow, so that the bucket is asked whether it is there.
 const SLOW: Duration = Duration::from_secs(10);
@@ -342,13 +337,7 @@ impl<R: Runtime> Service<R> {
                 reply,
             } => publisher.register(shard, recovered, reply),
             Request::Probe(reply) => self.0.runtime.spawn(async move {
-                let probe = service.probe(Way::Reads);
-                let probe = within(&service.0.runtime, PROBE_TIMEOUT, probe).await;
-                let probed = probe.unwrap_or_else(|| Err(no_answer(PROBE_TIMEOUT)));
-                reply.send(probed.map_err(|failure| {
-                    let message = format!("the remote does not answer: {failure}");
-                    Error::new(ErrorKind::Unavailable, message)
-                }));
+                reply.send(service.asked_once().await);
             }),
             Request::Publish(update) => publisher.submit(update),
             Request::TakeOver {
@@ -481,50 +470,6 @@ impl<R: Runtime> Service<R> {
         if self.0.health.note_failure(way, failure, now) {
             self.start_probing(way);
         }
-    }
-
-    /// Asks a bucket that is bad, or slow, whether it is there, until it is.
-    fn start_probing(&self, way: Way) {
-        if self.0.probing.borrow().contains(&way) {
-            return;
-        }
-        self.0.probing.borrow_mut().push(way);
-        let service = self.clone();
-        self.0.runtime.spawn(async move {
-            loop {
-                service.0.runtime.sleep(PROBE_PAUSE).await;
-                if way == Way::Writes && service.0.fenced.borrow().is_some() {
-                    break;
-                }
-                let probe = within(&service.0.runtime, PROBE_TIMEOUT, service.probe(way)).await;
-                match probe.unwrap_or_else(|| Err(no_answer(PROBE_TIMEOUT))) {
-                    Err(failure) => service.note_failure(way, &failure),
-                    // That small things succeed excuses no large ones that fail.
-                    Ok(()) if !service.0.health.is_bad(way) => break,
-                    Ok(()) => {
-                        service.0.health.note_success(way);
-                        break;
-                    }
-                }
-            }
-            service.0.probing.borrow_mut().retain(|other| *other != way);
-        });
-    }
-
-    async fn probe(&self, way: Way) -> std::result::Result<(), Failure> {
-        let remote = &*self.0.remote;
-        match way {
-            Way::Reads => {
-                remote.list(manifest::MANIFEST_PREFIX, None, 1).await?;
-            }
-            Way::Writes => {
-                let body = vec![Bytes::from_static(b"probe")];
-                // There already, it was made by an earlier probe: that is an answer, too.
-                remote.create(&self.0.probe, body).await?;
-                remote.delete(std::slice::from_ref(&self.0.probe)).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Bytes of an object, soon or not at all.
