@@ -32,6 +32,7 @@ use crate::payload_id::PayloadId;
 use crate::shard::load_checkpoint;
 use crate::superblock::Superblock;
 use crate::types::{Epoch, Lsn, PAGE, SegmentId, ShardId};
+use crate::upload::manifest::{Manifest, manifest_name, parse_manifest_name};
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -193,6 +194,27 @@ fn copy_of_superblock(bytes: &[u8]) {
     assert_eq!(parsed, superblock);
     // Opening raises it.
     assert!(superblock.epoch.0 < u64::MAX);
+}
+
+/// A manifest of a bucket: nobody checked it before we read it.
+pub fn manifest(data: &[u8]) {
+    let mut bytes = data.to_vec();
+    decoded_manifest(&bytes);
+    seal::manifest(&mut bytes);
+    decoded_manifest(&bytes);
+}
+
+fn decoded_manifest(bytes: &[u8]) {
+    let Ok(manifest) = Manifest::decode(bytes) else {
+        return;
+    };
+    let again = manifest.encode();
+    assert_eq!(again.len(), bytes.len(), "it holds what was given");
+    assert_eq!(Manifest::decode(&again), Ok(manifest.clone()));
+    assert_eq!(
+        parse_manifest_name(&manifest_name(manifest.number)),
+        Some(manifest.number)
+    );
 }
 
 /// Wakes a thread that waits for a future.

@@ -78,8 +78,14 @@ pub struct Stats {
     pub live_bytes: u64,
     /// Segment files in use.
     pub segments: u64,
+    /// Segments that take no more batches, those included that are only in the remote.
+    pub segments_sealed: u64,
     /// Segment files ready to be used again.
     pub segments_free: u64,
+    /// Bytes of local segments that no payload refers to, heads of batches included.
+    pub garbage_bytes: u64,
+    /// With a remote: bytes of the log that it does not have yet.
+    pub unsynced_bytes: u64,
     /// Payload bytes written by callers since the store was opened.
     pub written_bytes: u64,
     /// Payload bytes read by callers since the store was opened.
@@ -180,8 +186,9 @@ counts! {
     file_count blocks_dirty blocks_local blocks_remote blocks_total local_disk_used local_disk_max
     local_mem_used local_mem_max read_buffer_entries read_buffer_used read_buffer_max pending_syncs
     pending_uploads completed_syncs failed_syncs offline_reads_blocked used_size content_count
-    total_size available_size average_size shards live_bytes segments segments_free written_bytes
-    read_bytes prefetched_bytes prefetch_used_bytes device_written_bytes device_read_bytes batches
+    total_size available_size average_size shards live_bytes segments segments_sealed segments_free
+    garbage_bytes unsynced_bytes written_bytes read_bytes prefetched_bytes prefetch_used_bytes
+    device_written_bytes device_read_bytes batches
     device_syncs cleaned_bytes cleaning_read_bytes cleaned_segments checkpoints checkpoints_running
     checkpoint_bytes extents map_bytes checksum_failures batches_lost stalled_writers shard_stalls
     shards_poisoned evicted_segments remote_read_bytes bytes_repaired
@@ -380,23 +387,25 @@ impl Op {
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
 /// One histogram per operation. Two digits, always on: 30 KiB each.
-pub(crate) struct Latencies(Vec<Histogram<u64>>);
+pub(crate) struct Latencies(LatencySnapshot);
 
 impl Latencies {
     pub(crate) fn new() -> Latencies {
         let fresh = || Histogram::new_with_bounds(1, LATENCY_MAX_NS, 2).expect("bounds are valid");
-        Latencies(Op::ALL.iter().map(|_| fresh()).collect())
+        Latencies(LatencySnapshot {
+            histograms: Op::ALL.iter().map(|_| fresh()).collect(),
+            failed: [0; Op::ALL.len()],
+        })
     }
 
-    pub(crate) fn record(&mut self, op: Op, from: Nanos, to: Nanos) {
+    pub(crate) fn record(&mut self, op: Op, from: Nanos, to: Nanos, succeeded: bool) {
         let span = to.since(from).as_nanos() as u64;
-        self.0[op as usize].saturating_record(span.max(1));
+        self.0.histograms[op as usize].saturating_record(span.max(1));
+        self.0.failed[op as usize] += u64::from(!succeeded);
     }
 
     pub(crate) fn snapshot(&self) -> LatencySnapshot {
-        LatencySnapshot {
-            histograms: self.0.clone(),
-        }
+        self.0.clone()
     }
 }
 
@@ -404,6 +413,7 @@ impl Latencies {
 #[derive(Clone)]
 pub struct LatencySnapshot {
     histograms: Vec<Histogram<u64>>,
+    failed: [u64; Op::ALL.len()],
 }
 
 impl LatencySnapshot {
@@ -416,6 +426,9 @@ impl LatencySnapshot {
             mine.add(theirs)
                 .expect("all histograms have the same bounds");
         }
+        for (mine, theirs) in self.failed.iter_mut().zip(other.failed) {
+            *mine += theirs;
+        }
     }
 
     /// So many more of an operation took so many nanoseconds.
@@ -424,9 +437,12 @@ impl LatencySnapshot {
         self.histograms[op as usize].saturating_record_n(span, count);
     }
 
+    fn index(operation: &str) -> Option<usize> {
+        Op::ALL.iter().position(|(_, name)| *name == operation)
+    }
+
     fn histogram(&self, operation: &str) -> Option<&Histogram<u64>> {
-        let index = Op::ALL.iter().position(|(_, name)| *name == operation)?;
-        Some(&self.histograms[index])
+        Some(&self.histograms[LatencySnapshot::index(operation)?])
     }
 
     /// Names of the operations that are told apart.
@@ -437,6 +453,27 @@ impl LatencySnapshot {
     /// How many of an operation were counted; 0 for an unknown name.
     pub fn count(&self, operation: &str) -> u64 {
         self.histogram(operation).map_or(0, Histogram::len)
+    }
+
+    /// How many of these ended in an error; 0 for an unknown name.
+    pub fn failed(&self, operation: &str) -> u64 {
+        LatencySnapshot::index(operation).map_or(0, |index| self.failed[index])
+    }
+
+    /// How many of an operation took no longer than `span`, to two digits.
+    pub fn count_within(&self, operation: &str, span: Duration) -> u64 {
+        let span = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        self.histogram(operation).map_or(0, |histogram| {
+            histogram.count_between(0, span.min(histogram.high()))
+        })
+    }
+
+    /// How long all of an operation took together, to two digits.
+    pub fn total(&self, operation: &str) -> Duration {
+        self.histogram(operation)
+            .map_or(Duration::ZERO, |histogram| {
+                Duration::from_nanos((histogram.mean() * histogram.len() as f64) as u64)
+            })
     }
 
     /// The latency that a share `quantile` (0 to 1) of an operation did not exceed.

@@ -6,10 +6,11 @@
 //! 3. No lock is held across an await, and no memory of the caller is ever handed to the kernel.
 
 mod figures;
+mod keep;
 mod read;
 mod remote;
+mod write;
 
-use crate::RetentionPolicy;
 use crate::cache::table::Table;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
@@ -19,7 +20,7 @@ use crate::io::launch::ShardMain;
 use crate::payload_id::PayloadId;
 use crate::shard::request::{Answers, Request, Work};
 use crate::shard::{Answer, Claim, Control, Outcome, Params, REQUESTS_MAX, Routes, Shard};
-use crate::stats::{Extent, Flushed};
+use crate::stats::Extent;
 use crate::superblock::{Superblock, begin_epoch};
 use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::slot::{Pending, Reply, slot};
@@ -27,7 +28,6 @@ use crate::sync::{self, Mutex};
 use crate::types::{PAYLOAD_BYTES_MAX, ShardId};
 use crate::upload::Client;
 use crate::world::{Machine, Resident, World};
-use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -101,10 +101,20 @@ impl Store {
     /// # Errors
     ///
     /// `InvalidInput` without a remote.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it may go on to its end, and the directory be a store like any other then. If it is
+    /// none, the next call begins anew.
     pub async fn rebuild(config: Config) -> Result<Store> {
         config.check()?;
         let machine = Machine::take(&config)?;
-        Store::rebuild_in(&machine, config, Machine::cores()).await
+        let dir = config.dir.clone();
+        let rebuilt = Store::rebuild_in(&machine, config, Machine::cores()).await;
+        if rebuilt.is_err() {
+            machine.give_back(&dir);
+        }
+        rebuilt
     }
 
     pub(crate) async fn open_in<W: World>(
@@ -223,6 +233,11 @@ impl Store {
     /// # Errors
     ///
     /// What could not be persisted and why: the first error, with the messages of all others.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, the shards that were asked by then close all the same, within the same time; the
+    /// others are left as a crash would leave them.
     pub async fn close(self) -> Result<()> {
         let mut pending = Vec::new();
         for shard in &self.0.shards {
@@ -246,157 +261,15 @@ impl Store {
         first.map_or(Ok(()), |first| Err(first.with_others(&errors[1..])))
     }
 
-    /// Writes `data` at `offset`; every read that begins after it returned sees it.
-    ///
-    /// Creates the payload. Durable after the next [`Store::flush`]. A full store holds the writer
-    /// back.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` past 2^62, `Full` after `Config::stall_timeout` without room, `Poisoned`.
-    ///
-    /// # Cancellation
-    ///
-    /// Dropped after its first poll, the write happens whole or not at all.
-    pub async fn write_at(&self, id: &PayloadId, offset: u64, data: Bytes) -> Result<()> {
-        check_range(offset, data.len() as u64)?;
-        if data.is_empty() {
-            return self.check_open();
-        }
-        self.ask(id, |reply| Work::Write {
-            id: id.clone(),
-            offset,
-            data: data.clone(),
-            reply,
-        })
-        .await
-    }
-
-    /// Makes `[offset, offset + len)` read zero and frees its pages; the size stays.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`, `InvalidInput` past 2^62, `Poisoned`.
-    pub async fn punch_hole(&self, id: &PayloadId, offset: u64, len: u64) -> Result<()> {
-        check_range(offset, len)?;
-        if len == 0 {
-            return self.check_open();
-        }
-        self.ask(id, |reply| Work::Punch {
-            id: id.clone(),
-            offset,
-            len,
-            reply,
-        })
-        .await
-    }
-
-    /// Sets the size; what is cut off is gone for good, what is added reads zero.
-    ///
-    /// Creates a payload that is missing.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` past 2^62, `Full`, `Poisoned`.
-    pub async fn truncate(&self, id: &PayloadId, size: u64) -> Result<()> {
-        if size > PAYLOAD_BYTES_MAX {
-            return Err(Error::invalid(format!(
-                "a payload ends at 2^62 at the latest: size={size}"
-            )));
-        }
-        self.ask(id, |reply| Work::Truncate {
-            id: id.clone(),
-            size,
-            reply,
-        })
-        .await
-    }
-
-    /// Makes `target` what `source` is now, sharing its bytes. Returns the blocks shared.
-    ///
-    /// Atomic, also across a crash, and independent of how many bytes there are.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound` for a missing source, with the target untouched; `Full`, `Poisoned`.
-    pub async fn copy(&self, source: &PayloadId, target: &PayloadId) -> Result<u64> {
-        let work = |reply| Work::Copy {
-            source: source.clone(),
-            target: target.clone(),
-            reply,
-        };
-        self.ask(source, work).await
-    }
-
-    /// Removes a payload; removing a missing one succeeds.
-    ///
-    /// # Errors
-    ///
-    /// `Full`, `Poisoned`; the payload is intact then.
-    pub async fn delete(&self, id: &PayloadId) -> Result<()> {
-        self.ask(id, |reply| Work::Delete {
-            id: id.clone(),
-            reply,
-        })
-        .await
-    }
-
-    /// Makes everything that was done to the payload before durable on this machine.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`; `Poisoned` when a write or sync that it covers failed.
-    pub async fn flush(&self, id: &PayloadId) -> Result<Flushed> {
-        self.ask(id, |reply| Work::Flush {
-            id: id.clone(),
-            reply,
-        })
-        .await
-    }
-
-    /// Makes everything that was done before durable on this machine.
-    ///
-    /// # Errors
-    ///
-    /// `Poisoned` when a write or sync that it covers failed.
-    pub async fn flush_all(&self) -> Result<()> {
-        self.ask_all(Work::FlushAll).await.map(|_| ())
-    }
-
-    /// Waits until what was flushed of the payload is durable in the remote.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` without a remote, `NotFound`, `Unavailable` while the remote is away (uploads
-    /// go on when it is back), `Poisoned` when another engine has taken the remote.
-    pub async fn wait_remote(&self, id: &PayloadId) -> Result<()> {
-        self.check_open()?;
-        self.check_remote("waiting for the remote")?;
-        self.ask(id, |reply| Work::WaitRemote {
-            id: id.clone(),
-            reply,
-        })
-        .await
-    }
-
-    /// Waits until everything that was done before is durable in the remote; nothing to do without
-    /// one.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::wait_remote`]; what can be uploaded is, whatever fails.
-    pub async fn drain_uploads(&self) -> Result<()> {
-        match self.has_remote() {
-            true => self.ask_all(Work::Drain).await.map(|_| ()),
-            false => self.check_open(),
-        }
-    }
-
     /// Size in bytes, holes included.
     ///
     /// # Errors
     ///
     /// `NotFound`.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
     pub async fn size(&self, id: &PayloadId) -> Result<u64> {
         self.ask(id, |reply| Work::Size {
             id: id.clone(),
@@ -410,6 +283,10 @@ impl Store {
     /// # Errors
     ///
     /// `Closed`.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
     pub async fn exists(&self, id: &PayloadId) -> Result<bool> {
         match self.size(id).await {
             Ok(_) => Ok(true),
@@ -423,6 +300,28 @@ impl Store {
     /// # Errors
     ///
     /// `Closed`.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = ringstore::Store::open(ringstore::Config::new(dir.path())).await?;
+    /// use ringstore::PayloadId;
+    /// for name in ["b", "a", "c"] {
+    ///     store.truncate(&PayloadId::new(name)?, 0).await?;
+    /// }
+    /// let page = store.list(None, 2).await?;
+    /// assert_eq!(page, [PayloadId::new("a")?, PayloadId::new("b")?]);
+    /// assert_eq!(store.list(page.last(), 2).await?, [PayloadId::new("c")?]);
+    /// # store.close().await?;
+    /// # Ok(()) }) }
+    /// ```
     pub async fn list(&self, after: Option<&PayloadId>, limit: usize) -> Result<Vec<PayloadId>> {
         let after = after.cloned();
         let work = |reply| Work::List {
@@ -439,6 +338,25 @@ impl Store {
     /// # Errors
     ///
     /// `NotFound`, `InvalidInput` past 2^62.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = ringstore::Store::open(ringstore::Config::new(dir.path())).await?;
+    /// let id = ringstore::PayloadId::new("disk")?;
+    /// store.write_at(&id, 8192, vec![7; 4096].into()).await?;
+    /// let extents = store.extents(&id, 0, u64::from(u32::MAX)).await?;
+    /// assert_eq!((extents[0].kind, extents[0].len), (ringstore::ExtentKind::Hole, 8192));
+    /// # store.close().await?;
+    /// # Ok(()) }) }
+    /// ```
     pub async fn extents(&self, id: &PayloadId, offset: u64, len: u64) -> Result<Vec<Extent>> {
         check_range(offset, len)?;
         self.ask(id, |reply| Work::Extents {
@@ -448,70 +366,6 @@ impl Store {
             reply,
         })
         .await
-    }
-
-    /// Frees the payload's local bytes, once they are in the remote. Returns the bytes freed.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidInput` without a remote, `NotFound`, `Unavailable` while the remote is away or
-    /// eviction is disabled.
-    pub async fn evict(&self, id: &PayloadId) -> Result<u64> {
-        self.check_open()?;
-        self.check_remote("evicting")?;
-        self.ask(id, |reply| Work::Evict {
-            id: id.clone(),
-            reply,
-        })
-        .await
-    }
-
-    /// Drops everything from the read buffer. Returns the entries dropped.
-    ///
-    /// # Errors
-    ///
-    /// `Closed`.
-    pub async fn evict_read_buffer(&self) -> Result<u64> {
-        let dropped = self.ask_all(Work::EvictReadBuffer).await?;
-        Ok(dropped.into_iter().sum())
-    }
-
-    /// Sets what may be evicted of a payload, or of all that have no policy of their own.
-    ///
-    /// Without a remote nothing is ever evicted, and this changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound` for a missing payload.
-    pub async fn set_retention(
-        &self,
-        id: Option<&PayloadId>,
-        policy: RetentionPolicy,
-    ) -> Result<()> {
-        match id {
-            Some(id) => {
-                let work = |reply| Work::SetRetention {
-                    id: id.clone(),
-                    policy,
-                    reply,
-                };
-                self.ask(id, work).await
-            }
-            None => {
-                let work = |reply| Work::SetDefaultRetention { policy, reply };
-                self.ask_all(work).await.map(|_| ())
-            }
-        }
-    }
-
-    /// Lets eviction happen or not; without a remote there is none.
-    ///
-    /// # Errors
-    ///
-    /// `Closed`.
-    pub async fn set_eviction_enabled(&self, enabled: bool) -> Result<()> {
-        let work = |reply| Work::SetEviction { enabled, reply };
-        self.ask_all(work).await.map(|_| ())
     }
 
     /// Whether the store has a remote tier.
@@ -562,13 +416,6 @@ impl Store {
             answers.push(answer.await.unwrap_or_else(|| Err(Error::closed())));
         }
         answers.into_iter().collect()
-    }
-
-    fn check_remote(&self, what: &str) -> Result<()> {
-        match self.has_remote() {
-            true => Ok(()),
-            false => Err(needs_remote(what)),
-        }
     }
 
     fn check_open(&self) -> Result<()> {

@@ -10,6 +10,7 @@ use crate::upload::thread::UploaderThread;
 use crate::upload::{self, Uploader};
 use nix::sys::resource::{Resource, getrlimit};
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Memory for reads in the arena, beside that for dirty bytes: 64 reads of 128 KiB in flight.
@@ -68,6 +69,8 @@ impl Resident {
 /// This machine.
 pub(crate) struct Machine {
     lock: Arc<DirLock>,
+    /// Whether the store's directory was not there before.
+    made: bool,
 }
 
 impl Machine {
@@ -75,6 +78,7 @@ impl Machine {
     pub(crate) fn take(config: &Config) -> Result<Machine> {
         // Before anything is opened, for the lock and for the shard that reads the directory first.
         descriptors_left(config.shards.unwrap_or(1))?;
+        let made = !config.dir.exists();
         let mut builder = std::fs::DirBuilder::new();
         builder
             .recursive(true)
@@ -88,7 +92,16 @@ impl Machine {
             })?;
         Ok(Machine {
             lock: Arc::new(DirLock::acquire(&config.dir)?),
+            made,
         })
+    }
+
+    /// Gives the directory back as it was, if nothing has come into it.
+    pub(crate) fn give_back(self, dir: &Path) {
+        if self.lock.remove_alone(dir) && self.made {
+            // Somebody may have put something there since.
+            let _ = std::fs::remove_dir(dir);
+        }
     }
 
     /// Cores that this process may use.

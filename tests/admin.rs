@@ -5,10 +5,12 @@
 #[path = "common/door.rs"]
 #[allow(dead_code, reason = "every test file uses a part of it")]
 mod door;
+#[path = "common/prometheus.rs"]
+mod prometheus;
 
-use door::{Place, noise, tool, wait_for};
+use door::{Holder, Place, noise, tool, wait_for};
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -176,4 +178,127 @@ fn noise_at_the_door_changes_nothing() {
     assert_eq!(place.run(&["ls"]), "");
     drop(silent);
     wait_for("the memory", || server.memory() < before + (50 << 20));
+}
+
+/// What curl gets: the answer with its head.
+fn curl(args: &[&str]) -> String {
+    tool("curl", &[&["-sS", "-i", "--max-time", "20"], args].concat())
+}
+
+/// Starts a server that only serves figures.
+fn serve_figures(place: &Place, door: &str) -> Holder {
+    if !place.path("store").exists() {
+        place.run(&["init", "--shards", "2", "--segment-size", "1m"]);
+    }
+    let mut command = place.ringstore(&["serve", "-q", "--admin", door]);
+    let holder = Holder(command.spawn().unwrap());
+    wait_for("the admin socket", || {
+        place.path("store/admin.sock").exists()
+    });
+    holder
+}
+
+#[test]
+fn figures_are_there_for_prometheus() {
+    let place = Place::new();
+    let socket = place.path("figures.sock");
+    let socket = socket.to_str().unwrap();
+    let _server = serve_figures(&place, &format!("unix:{socket}"));
+    wait_for("the socket", || UnixStream::connect(socket).is_ok());
+    let mode = std::fs::metadata(socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    place.run(&["truncate", "secret-name", "1m"]);
+    place.run(&["flush", "secret-name"]);
+    assert_eq!(outcome(&place, &["stat", "missing"]).2, Some(3));
+
+    let answer = curl(&["--unix-socket", socket, "http://localhost/metrics"]);
+    let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    let kind = "content-type: text/plain; version=0.0.4; charset=utf-8";
+    assert!(head.to_ascii_lowercase().contains(kind), "{head}");
+    assert!(!text.contains("secret-name"), "{text}");
+    let families = prometheus::parse(text);
+    let names: Vec<&str> = families.keys().map(String::as_str).collect();
+    let expected: Vec<&str> = include_str!("cli/metrics-names.txt").lines().collect();
+    // Names are only ever added.
+    assert_eq!(names, expected);
+
+    let value = |family: &str, name: &str, labels: &[(&str, &str)]| {
+        families[family].value(name, labels).unwrap()
+    };
+    let single = |name: &str| value(name, name, &[]);
+    assert_eq!(single("ringstore_payloads"), 1.0);
+    assert_eq!(single("ringstore_logical_bytes"), 1048576.0);
+    assert!(single("ringstore_local_bytes") > 0.0);
+    let operations = "ringstore_operations_total";
+    let truncates = value(
+        operations,
+        operations,
+        &[("op", "truncate"), ("result", "ok")],
+    );
+    assert_eq!(truncates, 1.0);
+    let failed = [("op", "meta"), ("result", "error")];
+    assert!(value(operations, operations, &failed) >= 1.0);
+    let durations = "ringstore_operation_duration_seconds";
+    let count = format!("{durations}_count");
+    assert_eq!(value(durations, &count, &[("op", "truncate")]), 1.0);
+    assert_eq!(families["ringstore_shard_stalls_total"].samples.len(), 2);
+}
+
+#[test]
+fn nothing_else_is_answered() {
+    let place = Place::new();
+    let socket = place.path("figures.sock");
+    let socket = socket.to_str().unwrap();
+    let server = serve_figures(&place, &format!("unix:{socket}"));
+    wait_for("the socket", || UnixStream::connect(socket).is_ok());
+    let status = |args: &[&str]| {
+        let answer = curl(&[&["--unix-socket", socket], args].concat());
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    let url = "http://localhost/metrics";
+    assert_eq!(status(&["-X", "POST", "-d", "x", url]), "405");
+    assert_eq!(status(&["http://localhost/"]), "404");
+    assert_eq!(status(&["-I", url]), "200");
+    let long = format!("x-long: {}", "x".repeat(20_000));
+    assert_eq!(status(&["-H", &long, url]), "431");
+
+    // Those who only sit there are sent away, and keep others waiting for no longer than that.
+    let silent: Vec<UnixStream> = (0..16)
+        .map(|_| UnixStream::connect(socket).unwrap())
+        .collect();
+    assert_eq!(status(&[url]), "200");
+    drop(silent);
+    let mut garbage = UnixStream::connect(socket).unwrap();
+    garbage.write_all(&noise(5000, 3)).unwrap();
+    let mut rest = Vec::new();
+    let _ = garbage.read_to_end(&mut rest);
+    assert_eq!(status(&[url]), "200");
+    server.stop("TERM");
+    assert!(!place.path("figures.sock").exists());
+}
+
+#[test]
+fn figures_come_through_the_loopback_interface_and_no_other() {
+    let place = Place::new();
+    place.run(&["init", "--shards", "1", "--segment-size", "1m"]);
+    for door in ["0.0.0.0:0", "192.0.2.1:9000", "[::]:0", "9000", "unix:"] {
+        let (_, said, code) = outcome(&place, &["serve", "--admin", door]);
+        assert_eq!(code, Some(2), "{door} {said}");
+    }
+    assert_eq!(outcome(&place, &["serve"]).2, Some(2));
+    let mut command = place.ringstore(&["serve", "--admin", "127.0.0.1:0"]);
+    let mut server = Holder(
+        command
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut said = String::new();
+    let stderr = server.0.stderr.take().unwrap();
+    BufReader::new(stderr).read_line(&mut said).unwrap();
+    let url = said.trim().rsplit("url=").next().unwrap();
+    assert!(url.starts_with("http://127.0.0.1:"), "{said}");
+    let answer = curl(&[url]);
+    prometheus::parse(answer.split_once("\r\n\r\n").unwrap().1);
 }

@@ -356,6 +356,13 @@ fn bad_bytes_exit_with_5() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["corrupt"][0]["id"], "p");
     assert_eq!(bench.output(&["get", "p", "out"]).status.code(), Some(5));
+    assert!(
+        !bench.path("out").exists(),
+        "half a file looks like a whole one"
+    );
+    bench.file("there", b"before");
+    assert_eq!(bench.output(&["get", "p", "there"]).status.code(), Some(5));
+    assert!(bench.path("there").exists());
 }
 
 /// Changes a byte of `needle` wherever it is found under a directory.
@@ -746,9 +753,58 @@ fn doctor_has_a_line_for_everything() {
         .collect();
     assert_eq!(
         names,
-        ["kernel", "io_uring", "O_DIRECT", "memlock", "seccomp"]
+        [
+            "kernel", "io_uring", "O_DIRECT", "memlock", "seccomp", "remote"
+        ]
     );
-    assert!(!bench.path("store").exists(), "it looks and makes nothing");
+    std::fs::create_dir(bench.path("bucket")).unwrap();
+    let remote = |name: &str| format!("file://{}", bench.path(name).display());
+    assert!(
+        bench
+            .run(&["doctor", "--remote", &remote("bucket")])
+            .contains("answers")
+    );
+    let output = bench.output(&["doctor", "--remote", &remote("away")]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains("FIX remote"), "{said}");
+    assert_eq!(std::fs::read_dir(bench.path("bucket")).unwrap().count(), 0);
+    assert!(!bench.path("away").exists() && !bench.path("store").exists());
+}
+
+#[test]
+fn a_word_behind_remote_is_a_payload_unless_it_is_an_address() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.path("bucket")).unwrap();
+    let url = format!("file://{}", bench.path("bucket").display());
+    bench.run(&["truncate", "disk", "10", "--remote", &url]);
+    let flush = |args: &[&str]| {
+        let all = [&["flush", "--json"], args].concat();
+        let mut command = bench.command(&all);
+        let output = command.env("RINGSTORE_REMOTE", &url).output().unwrap();
+        assert!(output.status.success(), "{args:?} {output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (report["id"].clone(), report["finalized"].clone())
+    };
+    let waited = (Value::from("disk"), Value::from(true));
+    assert_eq!(flush(&["--remote", "disk"]), waited);
+    assert_eq!(flush(&["disk", "--remote"]), waited);
+    assert_eq!(flush(&["--remote", &url, "disk"]).0, "disk");
+    assert!(flush(&["--all", "--remote"]).0.is_null());
+}
+
+// S-18
+#[test]
+fn a_rebuild_that_fails_leaves_nothing_behind() {
+    let bench = Bench::new();
+    let url = format!("file://{}", bench.path("away").display());
+    let new = bench.path("new");
+    let new = new.to_str().unwrap();
+    bench.fail(&["-d", new, "rebuild", "--remote", &url], 7);
+    assert!(!bench.path("new").exists());
+    std::fs::create_dir(new).unwrap();
+    bench.fail(&["-d", new, "rebuild", "--remote", &url], 7);
+    assert_eq!(std::fs::read_dir(new).unwrap().count(), 0);
 }
 
 #[test]

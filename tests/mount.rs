@@ -16,9 +16,14 @@ use std::process::Stdio;
 
 const MIB: usize = 1 << 20;
 
+/// Local bytes of a store with a remote: less than a file of fsx may have.
+const REMOTE_CAPACITY: &str = "3m";
+
 /// A store of tiny segments, mounted.
 struct Mount {
     place: Place,
+    /// Options that it is mounted with.
+    options: Vec<String>,
     holder: Option<Holder>,
     guard: Option<Mounted>,
 }
@@ -27,9 +32,27 @@ impl Mount {
     fn new() -> Mount {
         let place = Place::new();
         place.run(&["init", "--shards", "2", "--segment-size", "64k"]);
+        Mount::of(place, Vec::new())
+    }
+
+    /// One that has to leave nearly everything to a folder that stands for a bucket.
+    fn before_a_remote() -> Mount {
+        let place = Place::new();
+        fs::create_dir(place.path("bucket")).unwrap();
+        let remote = format!("--remote=file://{}", place.path("bucket").display());
+        let limits = ["--segment-size", "64k", "--capacity", REMOTE_CAPACITY];
+        place.run(&[&["init", "--shards", "1", &remote], &limits[..]].concat());
+        let settings = place.path("store/ringstore.toml");
+        let mut settings = OpenOptions::new().append(true).open(settings).unwrap();
+        settings.write_all(b"read_buffer = 524288\n").unwrap();
+        Mount::of(place, vec![remote])
+    }
+
+    fn of(place: Place, options: Vec<String>) -> Mount {
         fs::create_dir(place.path("mnt")).unwrap();
         let mut mount = Mount {
             place,
+            options,
             holder: None,
             guard: None,
         };
@@ -39,11 +62,8 @@ impl Mount {
 
     fn begin(&mut self) {
         let before = fs::metadata(self.dir()).unwrap().dev();
-        let child = self
-            .place
-            .ringstore(&["-q", "mount", "mnt"])
-            .spawn()
-            .unwrap();
+        let mut command = self.place.ringstore(&["-q", "mount", "mnt"]);
+        let child = command.args(&self.options).spawn().unwrap();
         self.holder = Some(Holder(child));
         wait_for("the mount", || {
             fs::metadata(self.dir()).unwrap().dev() != before
@@ -486,27 +506,36 @@ fn sqlite_survives_a_kill() {
     }
 }
 
+/// Bytes of a file at most, and of one operation on it.
+struct Sizes {
+    file: usize,
+    most: usize,
+}
+
 /// Operations of fsx, with everything that it knows, in a file that is larger than a few segments.
-fn fsx(operations: u32, seed: u32) {
-    let mount = Mount::new();
+/// Returns the store's figures.
+fn fsx(mount: &Mount, operations: u32, seed: u32, sizes: &Sizes) -> serde_json::Value {
     let settings = mount.place.path("fsx.toml");
-    let mut text = String::from("nomsyncafterwrite = true\nflen = 524288\n");
-    text += "[opsize]\nmin = 1\nmax = 65536\nalign = 1\n[weights]\n";
+    let Sizes { file, most } = sizes;
+    let mut text = format!("nomsyncafterwrite = true\nflen = {file}\n");
+    text += &format!("[opsize]\nmin = 1\nmax = {most}\nalign = 1\n[weights]\n");
+    // A file that is cut all the time never fills.
+    let cuts = (160 * most / file).max(1);
     for (name, weight) in [
-        ("close_open", 1),
-        ("invalidate", 1),
-        ("truncate", 2),
-        ("fsync", 1),
-        ("fdatasync", 1),
-        ("posix_fallocate", 2),
-        ("punch_hole", 4),
-        ("sendfile", 2),
-        ("posix_fadvise", 1),
-        ("copy_file_range", 3),
-        ("read", 10),
-        ("write", 10),
-        ("mapread", 5),
-        ("mapwrite", 5),
+        ("close_open", 10),
+        ("invalidate", 10),
+        ("truncate", cuts),
+        ("fsync", 10),
+        ("fdatasync", 10),
+        ("posix_fallocate", 20),
+        ("punch_hole", 40),
+        ("sendfile", 20),
+        ("posix_fadvise", 10),
+        ("copy_file_range", 30),
+        ("read", 100),
+        ("write", 100),
+        ("mapread", 50),
+        ("mapwrite", 50),
     ] {
         text += &format!("{name} = {weight}.0\n");
     }
@@ -523,24 +552,65 @@ fn fsx(operations: u32, seed: u32) {
         .unwrap();
     door::succeeded("fsx", &output);
     let stats = mount.place.run(&["stats", "--json"]);
-    let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
-    assert!(
-        stats["cleaned_segments"].as_u64().unwrap() > 10,
-        "it was cleaned meanwhile"
-    );
+    serde_json::from_str(&stats).unwrap()
+}
+
+#[track_caller]
+fn assert_more(stats: &serde_json::Value, name: &str, than: u64) {
+    let count = stats[name].as_u64().unwrap();
+    assert!(count > than, "{name}={count}");
+}
+
+fn fsx_alone(operations: u32, seed: u32) {
+    let sizes = Sizes {
+        file: 512 << 10,
+        most: 64 << 10,
+    };
+    let stats = fsx(&Mount::new(), operations, seed, &sizes);
+    assert_more(&stats, "cleaned_segments", 10);
+}
+
+/// The same in a file that the local disk has no room for.
+fn fsx_before_a_remote(operations: u32, seed: u32) {
+    let mut mount = Mount::before_a_remote();
+    let sizes = Sizes {
+        file: 4 * MIB,
+        most: 8 << 10,
+    };
+    let stats = fsx(&mount, operations, seed, &sizes);
+    assert_more(&stats, "completed_syncs", 100);
+    assert_more(&stats, "evicted_segments", 10);
+    assert_more(&stats, "remote_read_bytes", MIB as u64);
+    assert_more(&stats, "cleaned_segments", 10);
+    mount.end("TERM");
+    let verified = mount.place.run(&["verify", &mount.options[0]]);
+    assert!(verified.contains(" 0 ranges corrupt"), "{verified}");
 }
 
 // S-5, S-6, S-7, S-8, S-32
 #[test]
 fn fsx_finds_nothing_in_25_000_operations() {
-    fsx(25_000, 42);
+    fsx_alone(25_000, 42);
 }
 
 // S-5, S-6, S-7, S-8, S-32
 #[test]
 #[ignore = "it takes minutes; `.ci/run` runs it"]
 fn fsx_finds_nothing_in_100_000_operations() {
-    fsx(100_000, 7);
+    fsx_alone(100_000, 7);
+}
+
+// S-5, S-6, S-7, S-8, S-26, S-29, S-32
+#[test]
+fn fsx_finds_nothing_in_5_000_operations_before_a_remote() {
+    fsx_before_a_remote(5_000, 42);
+}
+
+// S-5, S-6, S-7, S-8, S-26, S-29, S-32
+#[test]
+#[ignore = "it takes minutes; `.ci/run` runs it"]
+fn fsx_finds_nothing_in_100_000_operations_before_a_remote() {
+    fsx_before_a_remote(100_000, 7);
 }
 
 #[test]

@@ -35,10 +35,22 @@ pub struct Job<'a> {
     pub options: &'a [&'a str],
 }
 
+/// What a job is run on.
+pub enum On<'a> {
+    File(&'a Path),
+    /// The address of an export.
+    Nbd(&'a str),
+}
+
 /// Runs a job on a file in the bench's directory.
 pub fn run(bench: &Bench, file: &str, job: &Job) -> anyhow::Result<Sample> {
+    run_on(bench, On::File(&bench.path(file)), job)
+}
+
+/// Runs a job on whatever fio can speak to.
+pub fn run_on(bench: &Bench, on: On, job: &Job) -> anyhow::Result<Sample> {
     let start_up = start_up(bench)?;
-    let mut sample = measure(&bench.device, &bench.path(file), job)?;
+    let mut sample = measure(&bench.device, on, job)?;
     sample.cpu = sample.cpu.saturating_sub(start_up);
     Ok(sample)
 }
@@ -53,7 +65,7 @@ pub fn prepare(bench: &Bench, file: &str, bytes: u64) -> anyhow::Result<()> {
         end: End::Bytes(bytes),
         options: &["--end_fsync=1"],
     };
-    measure(&bench.device, &bench.path(file), &job).map(drop)
+    measure(&bench.device, On::File(&bench.path(file)), &job).map(drop)
 }
 
 /// What fio needs to start and end.
@@ -72,18 +84,23 @@ fn start_up(bench: &Bench) -> anyhow::Result<Duration> {
         options: &[],
     };
     // The first one makes the file, too.
-    measure(&bench.device, &path, &job)?;
-    let cpu = measure(&bench.device, &path, &job)?.cpu;
+    measure(&bench.device, On::File(&path), &job)?;
+    let cpu = measure(&bench.device, On::File(&path), &job)?.cpu;
     Ok(*CPU.get_or_init(|| cpu))
 }
 
-fn measure(device: &Device, path: &Path, job: &Job) -> anyhow::Result<Sample> {
+fn measure(device: &Device, on: On, job: &Job) -> anyhow::Result<Sample> {
     let mut command = Command::new("fio");
+    match on {
+        On::File(path) => command
+            .args(["--ioengine=io_uring", "--direct=1"])
+            .arg(format!("--filename={}", path.display())),
+        On::Nbd(uri) => command.arg("--ioengine=nbd").arg(format!("--uri={uri}")),
+    };
     command
-        .args(["--name=perf", "--ioengine=io_uring", "--direct=1"])
+        .arg("--name=perf")
         .args(["--output-format=json+", "--clat_percentiles=0"])
         .args(["--lat_percentiles=1", "--randrepeat=0", "--norandommap"])
-        .arg(format!("--filename={}", path.display()))
         .arg(format!("--rw={}", job.rw))
         .arg(format!("--bs={}", job.block_bytes))
         .arg(format!("--iodepth={}", job.depth))

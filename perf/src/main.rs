@@ -5,6 +5,7 @@
 
 mod bench;
 mod curves;
+mod door;
 mod fio;
 /// What the command says of the machine, as it is.
 #[path = "../../src/cli/machine.rs"]

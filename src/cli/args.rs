@@ -6,8 +6,13 @@ use super::bench::args::BenchArgs;
 use super::units::{parse_range, parse_size, parse_size_above_zero, parse_time};
 use clap::{Args, Parser, Subcommand};
 use ringstore::{DriverKind, PayloadId};
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Where the address of the remote is, unless it is typed.
+const REMOTE_VARIABLE: &str = "RINGSTORE_REMOTE";
 
 const EXIT_CODES: &str = "\
 Sizes take k, m, g, t and p, and k is 1024. Exit codes: 0 ok, 1 failed, 2 usage, 3 payload not \
@@ -24,6 +29,35 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+impl Arguments {
+    /// What was typed, or an error that says what is wrong with it.
+    pub(crate) fn read<W: Into<OsString> + Clone>(
+        words: impl IntoIterator<Item = W>,
+    ) -> Result<Arguments, clap::Error> {
+        let mut arguments = Arguments::try_parse_from(words)?;
+        arguments.tell_payload_from_remote();
+        Ok(arguments)
+    }
+
+    /// In `flush --remote ID` the word is a payload, although it stands where an address could.
+    fn tell_payload_from_remote(&mut self) {
+        let Command::Flush { id, all: false } = &mut self.command else {
+            return;
+        };
+        let Some(word) = self.global.remote.as_deref().filter(|_| id.is_none()) else {
+            return;
+        };
+        let is_from_environment = std::env::var(REMOTE_VARIABLE).as_deref() == Ok(word);
+        if word.contains("://") || word.starts_with("memory:") || is_from_environment {
+            return;
+        }
+        if let Ok(payload) = PayloadId::new(word) {
+            *id = Some(payload);
+            self.global.remote = Some(String::new());
+        }
+    }
+}
+
 /// Options that every command takes.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
@@ -34,7 +68,7 @@ pub(crate) struct Global {
     #[arg(
         long,
         global = true,
-        env = "RINGSTORE_REMOTE",
+        env = REMOTE_VARIABLE,
         value_name = "URL",
         num_args = 0..=1,
         default_missing_value = ""
@@ -66,7 +100,7 @@ impl Global {
     /// The remote's address, from the option or else from the environment.
     pub(crate) fn remote_url(&self) -> Option<String> {
         match self.waits_for_remote() {
-            true => std::env::var("RINGSTORE_REMOTE").ok(),
+            true => std::env::var(REMOTE_VARIABLE).ok(),
             false => self.remote.clone(),
         }
     }
@@ -174,8 +208,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Segments,
     },
-    /// Serve payloads to other programs, until interrupted
-    #[cfg(feature = "nbd")]
+    /// Serve payloads to other programs, and figures to Prometheus, until interrupted
     Serve(Serve),
     /// Show payloads as files in a directory, until interrupted or unmounted
     #[cfg(feature = "fuse")]
@@ -239,18 +272,31 @@ pub(crate) struct Get {
     pub(crate) sparse: bool,
 }
 
-#[cfg(feature = "nbd")]
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
     /// Socket for NBD clients; an export is a payload, by its id
+    #[cfg(feature = "nbd")]
     #[arg(long, value_name = "unix:PATH", value_parser = parse_unix)]
     pub(crate) nbd: Option<PathBuf>,
+    /// Where GET /metrics has the store's figures for Prometheus; only this machine is answered
+    #[arg(long, value_name = "unix:PATH|127.0.0.1:PORT", value_parser = parse_door)]
+    pub(crate) admin: Option<Door>,
     /// Make a payload of this size when a client opens one that is missing
+    #[cfg(feature = "nbd")]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "nbd")]
     pub(crate) create: Option<u64>,
     /// Most clients at a time; each may take 32 MiB of memory
+    #[cfg(feature = "nbd")]
     #[arg(long, value_name = "N", default_value_t = 64, requires = "nbd")]
     pub(crate) max_clients: usize,
+}
+
+/// Where somebody may knock.
+#[derive(Clone, Debug)]
+pub(crate) enum Door {
+    Unix(PathBuf),
+    /// An address of this machine that no other one can reach.
+    Loopback(SocketAddr),
 }
 
 #[cfg(feature = "fuse")]
@@ -264,11 +310,22 @@ pub(crate) struct Mount {
 }
 
 /// Reads `unix:PATH`.
-#[cfg(feature = "nbd")]
 fn parse_unix(text: &str) -> Result<PathBuf, String> {
     match text.strip_prefix("unix:") {
         Some(path) if !path.is_empty() => Ok(PathBuf::from(path)),
         _ => Err("a socket is given as unix:PATH".to_owned()),
+    }
+}
+
+/// Reads `unix:PATH` or an address of the loopback interface with a port.
+fn parse_door(text: &str) -> Result<Door, String> {
+    if text.starts_with("unix:") {
+        return parse_unix(text).map(Door::Unix);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(Door::Loopback(address)),
+        Ok(_) => Err("other machines are not answered: use 127.0.0.1 or [::1]".to_owned()),
+        Err(_) => Err("give unix:PATH or 127.0.0.1:PORT".to_owned()),
     }
 }
 
@@ -280,5 +337,52 @@ mod tests {
     #[test]
     fn definitions_hold_together() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_payload_behind_remote_is_no_address() {
+        let read = |words: &str| {
+            let words = ["ringstore", "flush"].into_iter().chain(words.split(' '));
+            let arguments = Arguments::read(words).unwrap();
+            let Command::Flush { id, .. } = arguments.command else {
+                unreachable!("it was typed");
+            };
+            let id = id.map(|id| id.as_str().to_owned());
+            (id, arguments.global.remote)
+        };
+        let waits = Some(String::new());
+        let url = Some("file:///x".to_owned());
+        assert_eq!(
+            read("--remote disk"),
+            (Some("disk".to_owned()), waits.clone())
+        );
+        assert_eq!(
+            read("disk --remote"),
+            (Some("disk".to_owned()), waits.clone())
+        );
+        assert_eq!(
+            read("--remote file:///x disk"),
+            (Some("disk".to_owned()), url.clone())
+        );
+        assert_eq!(read("--remote file:///x"), (None, url));
+        assert_eq!(read("--remote --all"), (None, waits));
+    }
+
+    #[test]
+    fn only_this_machine_is_let_in() {
+        assert!(matches!(parse_door("unix:/x"), Ok(Door::Unix(_))));
+        for text in ["127.0.0.1:80", "127.9.9.9:0", "[::1]:80"] {
+            assert!(matches!(parse_door(text), Ok(Door::Loopback(_))), "{text}");
+        }
+        for text in [
+            "0.0.0.0:80",
+            "[::]:80",
+            "10.0.0.1:80",
+            "127.0.0.1",
+            "localhost:80",
+            "unix:",
+        ] {
+            assert!(parse_door(text).is_err(), "{text}");
+        }
     }
 }

@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. Memory is bounded by `IN_FLIGHT_MAX` pieces each way, whatever the file's size.
 //! 2. Without `--offset`, `put` leaves the payload with exactly the file's bytes and size.
-//! 3. `get` makes no file for a payload that does not exist.
+//! 3. `get` makes no file for a payload that does not exist, and takes one away again that did not
+//!    become whole.
 
 use super::args::{Get, Global, Put};
 use super::outcome::Report;
@@ -251,12 +252,14 @@ pub(crate) async fn get(store: &Store, get: &Get, global: &Global) -> anyhow::Re
     let (from, to) = get.range.unwrap_or((0, u64::MAX));
     let (from, to) = (from.min(size), to.min(size));
     let to_stdout = get.file == Path::new("-");
-    let mut target: Box<dyn Target> = match to_stdout {
-        true => Box::new(std::io::stdout()),
-        false => Box::new(
-            File::create(&get.file)
-                .with_context(|| format!("cannot create: file={}", get.file.display()))?,
-        ),
+    let (mut target, made): (Box<dyn Target>, _) = match to_stdout {
+        true => (Box::new(std::io::stdout()), None),
+        false => {
+            let made = create(&get.file);
+            let shown = get.file.display();
+            let (file, made) = made.with_context(|| format!("cannot create: file={shown}"))?;
+            (Box::new(file), made)
+        }
     };
     // Standard output cannot be sought, so its holes are written out as zeros.
     let sparse = get.sparse && !to_stdout;
@@ -281,6 +284,9 @@ pub(crate) async fn get(store: &Store, get: &Get, global: &Global) -> anyhow::Re
     target
         .end(to - from)
         .with_context(|| format!("cannot write: file={}", get.file.display()))?;
+    if let Some(made) = made {
+        made.keep();
+    }
     bar.finish_and_clear();
     let text = match to_stdout {
         true => String::new(),
@@ -300,6 +306,33 @@ pub(crate) async fn get(store: &Store, get: &Get, global: &Global) -> anyhow::Re
     });
     let report = Report::done(text, fields);
     Ok(if to_stdout { report.silent() } else { report })
+}
+
+/// A file that was not there before, and goes with this unless it is kept.
+struct Made<'a>(&'a Path);
+
+impl Made<'_> {
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        // What is in the way of it is no news beside what went wrong before.
+        let _ = std::fs::remove_file(self.0);
+    }
+}
+
+/// Opens a file to be written anew; says whether it was made.
+fn create(path: &Path) -> std::io::Result<(File, Option<Made<'_>>)> {
+    match File::create_new(path) {
+        Ok(file) => Ok((file, Some(Made(path)))),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            Ok((File::create(path)?, None))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The reads that `[from, to)` takes: all of it, or only its data.

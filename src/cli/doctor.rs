@@ -9,7 +9,7 @@ use super::outcome::{Code, Report};
 use super::units::show_size;
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit};
-use ringstore::{Config, DriverKind, Store};
+use ringstore::{Config, DriverKind, RemoteConfig, Store};
 use serde_json::json;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -40,6 +40,7 @@ pub(crate) async fn run(global: &Global) -> anyhow::Result<Report> {
         direct(scratch.path()),
         locked_memory(),
         seccomp(),
+        remote(global).await,
     ];
     let mut lines = Vec::new();
     let mut entries = Vec::new();
@@ -57,9 +58,11 @@ pub(crate) async fn run(global: &Global) -> anyhow::Result<Report> {
         }));
     }
     // Without a ring the store still works, through threads, unless somebody insists.
-    let code = match findings[1].is_good || !super::insists_on_ring(global) {
-        true => Code::Ok,
-        false => Code::Unsupported,
+    let lacks_ring = !findings[1].is_good && super::insists_on_ring(global);
+    let code = match (lacks_ring, findings[5].is_good) {
+        (true, _) => Code::Unsupported,
+        (false, true) => Code::Ok,
+        (false, false) => Code::RemoteUnavailable,
     };
     let fields = json!({ "dir": parent.display().to_string(), "findings": entries });
     Ok(Report::answer(lines.join("\n"), fields).with_code(code))
@@ -173,5 +176,25 @@ fn seccomp() -> Finding {
         is_good: matches!(mode.as_str(), "0" | "2" | "unknown"),
         what,
         fix: "run without strict seccomp".to_owned(),
+    }
+}
+
+/// Whether the remote that was given answers.
+async fn remote(global: &Global) -> Finding {
+    let (is_good, what, fix) = match global.remote_url() {
+        None => (true, "none is given".to_owned(), String::new()),
+        Some(url) => {
+            let probed = async { RemoteConfig::from_url(&url)?.probe().await };
+            match probed.await {
+                Ok(()) => (true, "answers".to_owned(), String::new()),
+                Err(error) => (false, "does not answer".to_owned(), error.to_string()),
+            }
+        }
+    };
+    Finding {
+        name: "remote",
+        is_good,
+        what,
+        fix,
     }
 }

@@ -58,7 +58,6 @@ impl Holder {
     }
 
     /// Becomes true when everything is to end.
-    #[cfg(feature = "nbd")]
     pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stop.subscribe()
     }

@@ -11,9 +11,9 @@ mod bench;
 mod clock;
 mod copying;
 mod doctor;
-#[cfg(any(feature = "fuse", feature = "nbd"))]
 mod holder;
 mod machine;
+mod metrics;
 #[cfg(feature = "fuse")]
 mod mount;
 mod outcome;
@@ -21,18 +21,16 @@ mod payloads;
 mod progress;
 mod remote;
 mod report;
+mod scrape;
 mod segments;
-#[cfg(feature = "nbd")]
 mod serve;
 mod settings;
-#[cfg(any(feature = "fuse", feature = "nbd"))]
 mod socket;
 mod sparse;
 mod units;
 
 use anyhow::Context;
 use args::{Arguments, Command, Global};
-use clap::Parser;
 use outcome::{Code, Interrupted, Report, UsageError, code_of, is_broken_pipe, message};
 use ringstore::{Config, DriverKind, ErrorKind, RemoteConfig, Store};
 use std::process::ExitCode;
@@ -44,7 +42,7 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// Runs the command that was typed.
 pub(crate) fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     start_logging(&arguments.global);
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -87,7 +85,6 @@ fn start_logging(global: &Global) {
 
 async fn interruptible(arguments: Arguments) -> anyhow::Result<Code> {
     let Arguments { global, command } = arguments;
-    #[cfg(feature = "nbd")]
     if let Command::Serve(args) = command {
         // It has its own way with signals.
         let report = serve::run(&global, args).await?;
@@ -167,7 +164,6 @@ async fn on_store(store: &Store, global: &Global, command: Command) -> anyhow::R
         Command::Segments { command } => segments::run(store, &command).await,
         #[cfg(feature = "fuse")]
         Command::Mount(_) => unreachable!("it opens its own store"),
-        #[cfg(feature = "nbd")]
         Command::Serve(_) => unreachable!("it opens its own store"),
         Command::Bench(_) | Command::Doctor | Command::Init(_) => {
             unreachable!("these open no store, or their own")

@@ -6,8 +6,10 @@ use super::payloads::ids;
 use super::progress;
 use super::settings;
 use super::units::show_size;
-use ringstore::{PayloadId, Store};
+use ringstore::{Config, PayloadId, Store};
 use serde_json::json;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// How often progress is shown.
@@ -53,13 +55,39 @@ pub(crate) async fn evict(store: &Store, id: Option<&PayloadId>) -> anyhow::Resu
     Ok(Report::done(text, json!({ "freed_bytes": freed })))
 }
 
+/// Rebuilds, with a count of the bytes that have come: the remote does not say how many there are.
+async fn rebuilt(config: Config, global: &Global) -> anyhow::Result<Store> {
+    let dir = config.dir.clone();
+    let bar = progress::bytes(global, "rebuild", None);
+    let mut rebuilding = std::pin::pin!(Store::rebuild(config));
+    let store = loop {
+        tokio::select! {
+            store = &mut rebuilding => break store?,
+            () = tokio::time::sleep(PERIOD) => bar.set_position(bytes_below(&dir)),
+        }
+    };
+    bar.finish_and_clear();
+    Ok(store)
+}
+
+/// Bytes that files take in a directory and in those in it; what cannot be read counts nothing.
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => bytes_below(&entry.path()),
+        Ok(found) => found.blocks() * 512,
+        Err(_) => 0,
+    });
+    bytes.sum()
+}
+
 /// Brings the store up from its remote, in an empty directory.
 pub(crate) async fn rebuild(global: &Global) -> anyhow::Result<Report> {
     let config = settings::load(global)?;
     if config.remote.is_none() {
         return Err(UsageError("give the remote with --remote or RINGSTORE_REMOTE").into());
     }
-    let store = Store::rebuild(config).await?;
+    let store = rebuilt(config, global).await?;
     let stats = store.stats().await;
     store.close().await?;
     let stats = stats?;

@@ -1,7 +1,9 @@
-//! What `init` decides and the engine does not keep: the limits of a store, in a file beside it.
+//! What the engine does not keep: the limits of a store, in a file beside it. `init` notes
+//! `capacity` there, and who wants another `read_buffer` writes it into the file.
 //!
-//! Invariants: the file is read by every command, is written only by `init`, whole or not at all,
-//! and an unknown or wrong entry in it is an error. An option that is typed comes before it.
+//! Invariants: the file is read by every command, no command but `init` writes it, whole or not at
+//! all and with all other entries as they are, and an unknown or wrong entry in it is an error. An
+//! option that is typed comes before it.
 
 use super::args::{Global, Init};
 use super::outcome::{Report, UsageError};
@@ -33,6 +35,7 @@ fn apply(text: &str, config: &mut Config) -> anyhow::Result<()> {
     for (name, value) in table {
         match (name.as_str(), value.as_integer()) {
             ("capacity", Some(bytes)) if bytes > 0 => config.local_bytes_max = Some(bytes as u64),
+            ("read_buffer", Some(bytes)) if bytes >= 0 => config.read_buffer_bytes = bytes as u64,
             _ => anyhow::bail!("unknown or wrong entry: entry={name}"),
         }
     }
@@ -58,7 +61,7 @@ pub(crate) async fn init(global: &Global, init: &Init) -> anyhow::Result<Report>
     store.close().await?;
     let stats = stats?;
     if let Some(bytes) = init.capacity {
-        write(&dir, &format!("capacity = {bytes}\n")).context("the limit cannot be noted")?;
+        note(&dir, "capacity", bytes).context("the limit cannot be noted")?;
     }
     let limit = match stats.local_disk_max {
         0 => "unlimited".to_owned(),
@@ -79,10 +82,13 @@ pub(crate) async fn init(global: &Global, init: &Init) -> anyhow::Result<Report>
     Ok(Report::done(text, fields))
 }
 
-/// Replaces the file by way of another one, so that a crash leaves either.
-fn write(dir: &Path, text: &str) -> anyhow::Result<()> {
+/// Sets an entry. The file is replaced by way of another one, so that a crash leaves either.
+fn note(dir: &Path, name: &str, value: u64) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(dir.join(FILE_NAME)).unwrap_or_default();
+    let mut table: toml::Table = text.parse()?;
+    table.insert(name.to_owned(), i64::try_from(value)?.into());
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(table.to_string().as_bytes())?;
     file.as_file().sync_all()?;
     file.persist(dir.join(FILE_NAME))?;
     std::fs::File::open(dir)?.sync_all()?;
@@ -94,13 +100,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_entry_is_set_beside_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        note(dir.path(), "capacity", 1).unwrap();
+        note(dir.path(), "read_buffer", 2).unwrap();
+        note(dir.path(), "capacity", 3).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(FILE_NAME)).unwrap();
+        let mut config = Config::new("unused");
+        apply(&text, &mut config).unwrap();
+        let limits = (config.local_bytes_max, config.read_buffer_bytes);
+        assert_eq!(limits, (Some(3), 2));
+    }
+
+    #[test]
     fn only_known_entries_are_taken() {
         let mut config = Config::new("unused");
         apply("capacity = 4096\n", &mut config).unwrap();
         assert_eq!(config.local_bytes_max, Some(4096));
+        apply("read_buffer = 0\n", &mut config).unwrap();
+        assert_eq!(config.read_buffer_bytes, 0);
         for text in [
             "capacity = -1",
             "capacity = \"4k\"",
+            "read_buffer = -1",
             "other = 1",
             "capacity",
         ] {

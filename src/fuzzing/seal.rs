@@ -6,6 +6,7 @@
 use crate::log::checksum::{Identity, crc32c};
 use crate::log::segment::FORMAT_VERSION;
 use crate::types::{PAGE, page_ceil};
+use crate::upload::manifest;
 
 /// Bytes of a segment's head that its sum covers.
 const SEGMENT_HEAD: usize = 72;
@@ -39,13 +40,13 @@ fn put(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
-/// Gives the first `len` bytes a magic, this version, and their sum.
-fn seal_plain(magic: &[u8; 8], len: usize, bytes: &mut [u8]) {
+/// Gives the first `len` bytes a magic, a version, and their sum.
+fn seal_plain(magic: &[u8; 8], version: u32, len: usize, bytes: &mut [u8]) {
     if bytes.len() < len {
         return;
     }
     bytes[..8].copy_from_slice(magic);
-    put(bytes, 8, FORMAT_VERSION);
+    put(bytes, 8, version);
     put(bytes, SUM_AT, 0);
     let sum = crc32c(&bytes[..len]);
     put(bytes, SUM_AT, sum);
@@ -53,12 +54,18 @@ fn seal_plain(magic: &[u8; 8], len: usize, bytes: &mut [u8]) {
 
 /// Seals the head of a segment.
 pub(super) fn segment_head(bytes: &mut [u8]) {
-    seal_plain(b"RINGSEG\0", SEGMENT_HEAD, bytes);
+    seal_plain(b"RINGSEG\0", FORMAT_VERSION, SEGMENT_HEAD, bytes);
 }
 
 /// Seals a copy of the superblock.
 pub(super) fn superblock(bytes: &mut [u8]) {
-    seal_plain(b"RINGSTOR", SUPERBLOCK, bytes);
+    seal_plain(b"RINGSTOR", FORMAT_VERSION, SUPERBLOCK, bytes);
+}
+
+/// Seals a manifest, whole.
+pub(super) fn manifest(bytes: &mut [u8]) {
+    let len = bytes.len().max(SUM_AT + 4);
+    seal_plain(b"RINGMAN\0", manifest::VERSION, len, bytes);
 }
 
 /// Seals the head page of a batch.

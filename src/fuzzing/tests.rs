@@ -45,6 +45,11 @@ fn corpus_of_superblock() {
 }
 
 #[test]
+fn corpus_of_manifest() {
+    run("manifest", manifest);
+}
+
+#[test]
 fn corpus_of_open_dir() {
     run("open_dir", open_dir);
 }
@@ -58,6 +63,38 @@ fn corpus_of_plan() {
 #[test]
 fn corpus_of_map() {
     run("map", map);
+}
+
+/// A manifest of so many shards, each with more segments than the one before.
+fn manifest_of(shards: u64) -> Vec<u8> {
+    use crate::upload::manifest::{Base, Object, ShardState};
+    let object = |number| Object {
+        segment: SegmentId(number),
+        epoch: Epoch(3),
+        first: Lsn(40 + number),
+        next: Lsn(41 + number),
+        pages: 12,
+    };
+    let shard = |index: u64| ShardState {
+        next: Lsn(41 + index),
+        base: (index > 0).then_some(Base {
+            sequence: index,
+            epoch: Epoch(2),
+            bytes: 4096,
+        }),
+        tail: (1..=index).map(object).collect(),
+    };
+    let manifest = Manifest {
+        number: 5,
+        store: STORE,
+        node: STORE,
+        epoch: Epoch(3),
+        writer: 77,
+        claim: 4,
+        segment_bytes: 1 << 20,
+        shards: (0..shards).map(shard).collect(),
+    };
+    manifest.encode()
 }
 
 /// Writes the seeds: the parts of a valid store, as each target wants them.
@@ -93,6 +130,9 @@ fn write_seeds() {
                 put("segment", &seed, &page[..last(page)]);
             }
         }
+    }
+    for (name, shards) in [("none", 0), ("one", 1), ("many", 5)] {
+        put("manifest", &format!("seed-{name}"), &manifest_of(shards));
     }
     for kind in 0..4u8 {
         put("open_dir", &format!("seed-{kind}"), &[kind]);

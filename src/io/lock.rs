@@ -3,15 +3,15 @@
 //! Invariants:
 //! 1. The lock is the kernel's, on the open file: it ends with its process, however that ends, so
 //!    the file's existence and its text mean nothing by themselves.
-//! 2. The file is never unlinked: whoever waits on an unlinked file would lock what nobody else
-//!    sees.
+//! 2. The file is unlinked by its holder only, and who locks one that is no longer where it was
+//!    begins anew: nobody has a lock that nobody else sees.
 //!
 //! Deliberately not here: waiting. Two engines on one directory are a mistake, not a queue.
 
 use crate::error::{Error, ErrorKind, Result};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirEntry, File, Metadata, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Name of the lock's file in the store's directory.
@@ -34,6 +34,7 @@ impl DirLock {
     pub(crate) fn acquire(dir: &Path) -> Result<DirLock> {
         let mut file = open(dir)?;
         match file.try_lock() {
+            Ok(()) if !is_at(&file, &dir.join(FILE_NAME)) => return DirLock::acquire(dir),
             Ok(()) => {}
             Err(refusal @ TryLockError::WouldBlock) => {
                 let message = format!(
@@ -68,6 +69,26 @@ impl DirLock {
             tracing::debug!(%error, "the holder could not be noted in the lock's file");
         }
         Ok(DirLock { _file: file })
+    }
+
+    /// Removes the lock's file from `dir`, the directory that it locks, if nothing else is there.
+    /// Whether there is nothing any more.
+    pub(crate) fn remove_alone(&self, dir: &Path) -> bool {
+        let is_lock = |entry: std::io::Result<DirEntry>| {
+            entry.is_ok_and(|entry| entry.file_name() == FILE_NAME)
+        };
+        let is_alone = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.all(is_lock));
+        is_alone && std::fs::remove_file(dir.join(FILE_NAME)).is_ok()
+    }
+}
+
+/// Whether an open file is the one that is found by its name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same =
+        |file: Metadata, found: Metadata| (file.dev(), file.ino()) == (found.dev(), found.ino());
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(file), Ok(found)) => same(file, found),
+        _ => false,
     }
 }
 
@@ -134,6 +155,22 @@ mod tests {
         assert!(error.to_string().contains(&pid), "{error}");
         drop(lock);
         DirLock::acquire(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn it_takes_its_file_away_when_it_is_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DirLock::acquire(dir.path()).unwrap();
+        let stale = open(dir.path()).unwrap();
+        std::fs::write(dir.path().join("other"), "").unwrap();
+        assert!(!lock.remove_alone(dir.path()));
+        std::fs::remove_file(dir.path().join("other")).unwrap();
+        assert!(lock.remove_alone(dir.path()));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        // Who opened the file before locks nothing with it.
+        assert!(!is_at(&stale, &dir.path().join(FILE_NAME)));
+        let _second = DirLock::acquire(dir.path()).unwrap();
+        assert!(DirLock::acquire(dir.path()).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::map::tree::Entry;
 use crate::map::{Found, Map, Payload};
 use crate::payload_id::PayloadId;
 use crate::stats::{Extent, ExtentKind, Health, HealthStatus, LatencySnapshot, Op, Stats};
-use crate::types::{Location, PAYLOAD_BYTES_MAX, PayloadNo};
+use crate::types::{Location, PAGE, PAYLOAD_BYTES_MAX, PayloadNo};
 
 /// Payloads that are counted for `stats` between two looks at other work.
 const PAYLOADS_PER_STEP: usize = 256;
@@ -168,6 +168,7 @@ impl<D: Driver> Shard<D> {
         stats.live_bytes = state.map.live.total();
         stats.checkpoints_running = u64::from(state.upkeep.is_checkpointing());
         stats.segments = state.segments.len() as u64;
+        self.count_log(&state, stats);
         stats.segments_free =
             state.segments.files_free() as u64 + u64::from(state.space.has_spare());
         stats.extents = state.map.live.extents();
@@ -176,6 +177,24 @@ impl<D: Driver> Shard<D> {
         stats.shards_poisoned = u64::from(state.commit.poison.is_some());
         if let Some(tier) = &state.tier {
             tier.count(&state.segments, self.now(), stats);
+        }
+    }
+
+    /// What of the log is for nothing, and what only this machine has.
+    fn count_log(&self, state: &super::State, stats: &mut Stats) {
+        for held in state.segments.iter() {
+            let pages = match held.is_sealed() {
+                true => held.pages.get(),
+                false => state.log.end().pages,
+            };
+            let bytes = u64::from(pages) * PAGE as u64;
+            stats.segments_sealed += u64::from(held.is_sealed());
+            if held.file().is_some() {
+                stats.garbage_bytes += bytes.saturating_sub(state.map.live.bytes(held.id));
+            }
+            if state.tier.is_some() && !held.is_uploaded() {
+                stats.unsynced_bytes += bytes;
+            }
         }
     }
 

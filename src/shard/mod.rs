@@ -342,7 +342,7 @@ impl<D: Driver> Shard<D> {
                 reply,
             } => {
                 let result = self.copy(&source, &target).await;
-                self.note(Op::Copy, at);
+                self.note(Op::Copy, at, result.is_ok());
                 reply.send(result);
             }
             Work::Flush { id, reply } => {
@@ -437,13 +437,13 @@ impl<D: Driver> Shard<D> {
             return Ok(Answer::Elsewhere);
         };
         let result = flow().await;
-        self.note(op, at);
+        self.note(op, at, result.is_ok());
         result.map(Answer::Done)
     }
 
-    fn note(&self, op: Op, at: Nanos) {
+    fn note(&self, op: Op, at: Nanos, succeeded: bool) {
         let now = self.now();
-        self.state().latencies.record(op, at, now);
+        self.state().latencies.record(op, at, now, succeeded);
         if let Some(slow) = self.0.params.config.slow_op
             && now.since(at) > slow
         {

@@ -16,6 +16,10 @@ impl Store {
     /// # Errors
     ///
     /// `Closed`. Bad bytes are in the report.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, the shards may go on reading to the end of it, and repair what they find bad.
     pub async fn verify(&self) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         for shard in self.ask_all(Work::Verify).await? {
@@ -32,6 +36,25 @@ impl Store {
     /// # Errors
     ///
     /// `Closed`.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = ringstore::Store::open(ringstore::Config::new(dir.path())).await?;
+    /// let id = ringstore::PayloadId::new("disk")?;
+    /// store.truncate(&id, 10).await?;
+    /// let stats = store.stats().await?;
+    /// assert_eq!((stats.file_count, stats.used_size), (1, 10));
+    /// # store.close().await?;
+    /// # Ok(()) }) }
+    /// ```
     pub async fn stats(&self) -> Result<Stats> {
         let mut stats = Stats::default();
         let shards = self.ask_all(Work::Stats).await?;
@@ -52,6 +75,10 @@ impl Store {
     /// # Errors
     ///
     /// `Closed`.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
     pub async fn latency(&self) -> Result<LatencySnapshot> {
         let mut latency = LatencySnapshot::empty();
         for shard in self.ask_all(Work::Latency).await? {
@@ -61,6 +88,22 @@ impl Store {
     }
 
     /// How well the store can do its work; never fails.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = ringstore::Store::open(ringstore::Config::new(dir.path())).await?;
+    /// assert_eq!(store.health().await.status, ringstore::HealthStatus::Healthy);
+    /// # store.close().await?;
+    /// # Ok(()) }) }
+    /// ```
     pub async fn health(&self) -> Health {
         let unknown = || Health {
             status: HealthStatus::Unknown,
@@ -116,6 +159,10 @@ impl Store {
     /// # Errors
     ///
     /// `Closed`.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
     pub async fn segments(&self) -> Result<Vec<Segment>> {
         let shards = self.ask_all(Work::Segments).await?;
         Ok(shards.into_iter().flatten().collect())
@@ -129,6 +176,10 @@ impl Store {
     ///
     /// `NotFound` if the shard holds no segment of this number, `InvalidInput` if there is no such
     /// shard, `Corrupt` if the file cannot be read.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
     pub async fn dump_segment(&self, shard: u64, number: u64) -> Result<SegmentDump> {
         let index = usize::try_from(shard).unwrap_or(usize::MAX);
         let Some(mailboxes) = self.0.shards.get(index) else {

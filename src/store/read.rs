@@ -16,6 +16,25 @@ impl Store {
     /// # Errors
     ///
     /// `NotFound`, `InvalidInput` past 2^62, `Corrupt` for bytes that fail their checksum.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = ringstore::Store::open(ringstore::Config::new(dir.path())).await?;
+    /// let id = ringstore::PayloadId::new("disk")?;
+    /// store.write_at(&id, 0, "hello".into()).await?;
+    /// let chunks = store.read_at(&id, 1, 100).await?; // up to the end
+    /// assert_eq!(chunks.into_bytes(), "ello");
+    /// # store.close().await?;
+    /// # Ok(()) }) }
+    /// ```
     pub async fn read_at(&self, id: &PayloadId, offset: u64, len: usize) -> Result<Chunks> {
         check_range(offset, len as u64)?;
         if len == 0 {
@@ -40,6 +59,26 @@ impl Store {
     /// # Errors
     ///
     /// As [`Store::read_at`].
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, `target` is as it was.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = ringstore::Store::open(ringstore::Config::new(dir.path())).await?;
+    /// let id = ringstore::PayloadId::new("disk")?;
+    /// store.write_at(&id, 0, "hello".into()).await?;
+    /// let mut target = [0; 8];
+    /// assert_eq!(store.read_into(&id, 0, &mut target).await?, 5);
+    /// assert_eq!(&target, b"hello\0\0\0");
+    /// # store.close().await?;
+    /// # Ok(()) }) }
+    /// ```
     pub async fn read_into(&self, id: &PayloadId, offset: u64, target: &mut [u8]) -> Result<usize> {
         let mut chunks = self.read_at(id, offset, target.len()).await?;
         let len = chunks.remaining();
@@ -55,6 +94,27 @@ impl Store {
     /// # Errors
     ///
     /// As [`Store::read_at`].
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Runtime::new()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = ringstore::Store::open(ringstore::Config::new(dir.path())).await?;
+    /// use ringstore::PayloadId;
+    /// let (disk, layer) = (PayloadId::new("disk")?, PayloadId::new("layer")?);
+    /// store.write_at(&disk, 0, "below".into()).await?;
+    /// store.write_at(&layer, 0, "B".into()).await?;
+    /// let chunks = store.read_with_cow_source(&layer, &disk, 0, 5).await?;
+    /// assert_eq!(chunks.into_bytes(), "Below");
+    /// # store.close().await?;
+    /// # Ok(()) }) }
+    /// ```
     pub async fn read_with_cow_source(
         &self,
         id: &PayloadId,

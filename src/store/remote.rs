@@ -1,4 +1,5 @@
-//! The store's remote: who takes it at an opening, and a store that has nothing else.
+//! The store's remote: who takes it at an opening, a store that has nothing else, and whether it
+//! answers at all.
 
 use super::{Store, gone};
 use crate::config::{Config, RemoteConfig};
@@ -9,7 +10,7 @@ use crate::shard::restore::restore;
 use crate::superblock::Superblock;
 use crate::sync::slot::{Reply, slot};
 use crate::types::ShardId;
-use crate::upload::{Client, Identity, uploader};
+use crate::upload::{self, Client, Identity, uploader};
 use crate::world::{Resident, World};
 
 /// Starts the uploader of a store that has a remote.
@@ -31,6 +32,26 @@ pub(super) fn start<W: World>(
     };
     let (client, uploader) = uploader(Some(identity));
     Ok(Some((client, world.start_uploader(remote, uploader)?)))
+}
+
+impl RemoteConfig {
+    /// Asks the remote for the name of an object. Writes nothing, and needs no store.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` if it does not answer within a few seconds, or refuses; `InvalidInput` for one
+    /// that there cannot be.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped, it has changed nothing.
+    pub async fn probe(&self) -> Result<()> {
+        let (client, uploader) = uploader(None);
+        let uploading = upload::thread::start(self.clone(), uploader)?;
+        let probed = client.probe().await;
+        drop(client);
+        uploading.join().and(probed)
+    }
 }
 
 impl Store {

@@ -16,7 +16,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"RINGMAN\0";
-const VERSION: u32 = 1;
+/// Version of the manifest's format.
+pub(crate) const VERSION: u32 = 1;
 
 /// What the names of manifests begin with.
 pub(crate) const MANIFEST_PREFIX: &str = "m-";

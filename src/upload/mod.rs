@@ -17,6 +17,7 @@
 mod between;
 mod health;
 pub(crate) mod manifest;
+mod probe;
 mod publish;
 pub(crate) mod thread;
 
@@ -63,12 +64,6 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after a failure: the first, doubled up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// Pause between two questions whether a bad bucket is back.
-const PROBE_PAUSE: Duration = Duration::from_secs(1);
-
-/// How long a probe may take: it asks for a name, or makes an object of a few bytes.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From when on a request is slow, so that the bucket is asked whether it is there.
 const SLOW: Duration = Duration::from_secs(10);
@@ -122,6 +117,7 @@ enum Request {
         after: Option<String>,
         reply: Reply<Result<Vec<Listed>>>,
     },
+    Probe(Reply<Result<()>>),
     Publish(Update),
     TakeOver {
         node: NodeId,
@@ -248,6 +244,11 @@ impl Client {
         .await
     }
 
+    /// Asks the bucket for a name, once. `Unavailable` if it does not answer.
+    pub(crate) async fn probe(&self) -> Result<()> {
+        self.ask(Request::Probe).await
+    }
+
     /// Makes a shard's state what counts in the bucket, once what it needs of other shards does.
     pub(crate) async fn publish(
         &self,
@@ -335,6 +336,9 @@ impl<R: Runtime> Service<R> {
                 recovered,
                 reply,
             } => publisher.register(shard, recovered, reply),
+            Request::Probe(reply) => self.0.runtime.spawn(async move {
+                reply.send(service.asked_once().await);
+            }),
             Request::Publish(update) => publisher.submit(update),
             Request::TakeOver {
                 node,
@@ -466,50 +470,6 @@ impl<R: Runtime> Service<R> {
         if self.0.health.note_failure(way, failure, now) {
             self.start_probing(way);
         }
-    }
-
-    /// Asks a bucket that is bad, or slow, whether it is there, until it is.
-    fn start_probing(&self, way: Way) {
-        if self.0.probing.borrow().contains(&way) {
-            return;
-        }
-        self.0.probing.borrow_mut().push(way);
-        let service = self.clone();
-        self.0.runtime.spawn(async move {
-            loop {
-                service.0.runtime.sleep(PROBE_PAUSE).await;
-                if way == Way::Writes && service.0.fenced.borrow().is_some() {
-                    break;
-                }
-                let probe = within(&service.0.runtime, PROBE_TIMEOUT, service.probe(way)).await;
-                match probe.unwrap_or_else(|| Err(no_answer(PROBE_TIMEOUT))) {
-                    Err(failure) => service.note_failure(way, &failure),
-                    // That small things succeed excuses no large ones that fail.
-                    Ok(()) if !service.0.health.is_bad(way) => break,
-                    Ok(()) => {
-                        service.0.health.note_success(way);
-                        break;
-                    }
-                }
-            }
-            service.0.probing.borrow_mut().retain(|other| *other != way);
-        });
-    }
-
-    async fn probe(&self, way: Way) -> std::result::Result<(), Failure> {
-        let remote = &*self.0.remote;
-        match way {
-            Way::Reads => {
-                remote.list(manifest::MANIFEST_PREFIX, None, 1).await?;
-            }
-            Way::Writes => {
-                let body = vec![Bytes::from_static(b"probe")];
-                // There already, it was made by an earlier probe: that is an answer, too.
-                remote.create(&self.0.probe, body).await?;
-                remote.delete(std::slice::from_ref(&self.0.probe)).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Bytes of an object, soon or not at all.

@@ -3,6 +3,8 @@
 mod copy;
 mod idle;
 mod index;
+mod mount;
+mod nbd;
 pub mod open;
 mod read_hit;
 mod read_random;
@@ -35,6 +37,8 @@ pub enum Row {
     Index,
     Idle,
     Scale,
+    Nbd,
+    Mount,
     #[cfg(feature = "s3")]
     ColdRead,
     #[cfg(feature = "s3")]
@@ -59,6 +63,8 @@ impl Row {
             Row::Index => "index",
             Row::Idle => "idle",
             Row::Scale => "scale",
+            Row::Nbd => "nbd",
+            Row::Mount => "mount",
             #[cfg(feature = "s3")]
             Row::ColdRead => "cold-read",
             #[cfg(feature = "s3")]
@@ -83,6 +89,8 @@ impl Row {
             Row::Index => index::run(bench),
             Row::Idle => idle::run(bench),
             Row::Scale => scale::run(bench),
+            Row::Nbd => nbd::run(bench),
+            Row::Mount => mount::run(bench),
             #[cfg(feature = "s3")]
             Row::ColdRead => remote::cold_read(bench),
             #[cfg(feature = "s3")]

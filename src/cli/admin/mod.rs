@@ -15,7 +15,6 @@
 //! 1. One request a connection, and no more of it in memory than `MESSAGE_BYTES_MAX`.
 //! 2. Nothing that is sent here reads or writes a file, or prints.
 
-#[cfg(any(feature = "fuse", feature = "nbd"))]
 pub(crate) mod server;
 
 use super::args::{Command, Global};

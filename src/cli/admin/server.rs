@@ -7,7 +7,6 @@ use super::super::on_store;
 use super::super::outcome::{Report, code_of, message};
 use super::{is_sent, receive, send};
 use anyhow::Context;
-use clap::Parser;
 use ringstore::Store;
 use serde_json::{Value, json};
 use std::io;
@@ -82,7 +81,7 @@ async fn answer(store: &Store, request: &Value) -> anyhow::Result<Report> {
     let words = request["arguments"].as_array().context("no arguments")?;
     let words: Option<Vec<&str>> = words.iter().map(Value::as_str).collect();
     let words = words.context("an argument is not text")?;
-    let parsed = Arguments::try_parse_from(words);
+    let parsed = Arguments::read(words);
     let Arguments {
         mut global,
         mut command,

@@ -1,0 +1,216 @@
+//! The store's figures as Prometheus has them: names that begin with `ringstore_`, base units.
+//!
+//! Invariants:
+//! 1. What is shown comes from the public API, at the moment of the question.
+//! 2. No payload's id is ever in a label: there would be as many series as payloads.
+//! 3. A name, once published, keeps its meaning; a figure that the engine has not is left out.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::prometheus_text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+use ringstore::{LatencySnapshot, Stats, Store};
+use std::fmt;
+use std::time::Duration;
+
+pub(crate) use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+/// Where the buckets of the histograms end, in microseconds: from a hit in memory to a remote that
+/// is asked again.
+const BUCKETS_US: [u64; 13] = [
+    1, 4, 16, 64, 250, 1_000, 4_000, 16_000, 64_000, 250_000, 1_000_000, 4_000_000, 16_000_000,
+];
+
+/// What the store said.
+#[derive(Debug)]
+struct Figures {
+    stats: Stats,
+    latency: LatencySnapshot,
+}
+
+/// Everything that can be said of the store now.
+pub(crate) async fn text(store: &Store) -> anyhow::Result<String> {
+    let figures = Figures {
+        stats: store.stats().await?,
+        latency: store.latency().await?,
+    };
+    let mut registry = Registry::with_prefix("ringstore");
+    registry.register_collector(Box::new(figures));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+impl Collector for Figures {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut sheet = Sheet(encoder);
+        self.operations(&mut sheet)?;
+        self.space(&mut sheet)?;
+        self.memory(&mut sheet)?;
+        self.device(&mut sheet)?;
+        self.shards(&mut sheet)
+    }
+}
+
+impl Figures {
+    fn operations(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let mut counts = Vec::new();
+        for op in self.latency.operations() {
+            let failed = self.latency.failed(op);
+            let succeeded = self.latency.count(op).saturating_sub(failed);
+            counts.push(([("op", op), ("result", "ok")], succeeded));
+            counts.push(([("op", op), ("result", "error")], failed));
+        }
+        sheet.counters("operations", "Operations of callers.", None, &counts)?;
+        let name = "operation_duration";
+        let help = "From the caller's submission to the shard's answer.";
+        let kind = MetricType::Histogram;
+        let mut family = sheet
+            .0
+            .encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
+        for op in self.latency.operations() {
+            self.histogram(op, family.encode_family(&[("op", op)])?)?;
+        }
+        Ok(())
+    }
+
+    fn histogram(&self, op: &str, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let mut buckets = Vec::new();
+        let mut below = 0;
+        for end in BUCKETS_US.map(Duration::from_micros) {
+            let within = self.latency.count_within(op, end);
+            buckets.push((end.as_secs_f64(), within.saturating_sub(below)));
+            below = within;
+        }
+        let (sum, count) = (self.latency.total(op), self.latency.count(op));
+        encoder.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), count, &buckets, None)
+    }
+
+    fn space(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let stats = &self.stats;
+        let bytes = Some(&Unit::Bytes);
+        sheet.gauge("payloads", "Payloads.", None, stats.file_count)?;
+        let help = "Sizes of all payloads, holes included.";
+        sheet.gauge("logical", help, bytes, stats.used_size)?;
+        let help = "Files in the store's directory.";
+        sheet.gauge("local", help, bytes, stats.local_disk_used)?;
+        let help = "What they may take; 0 for no limit.";
+        sheet.gauge("local_limit", help, bytes, stats.local_disk_max)?;
+        let help = "Memory of bytes that are not yet durable.";
+        sheet.gauge("dirty", help, bytes, stats.local_mem_used)?;
+        let open = stats.segments.saturating_sub(stats.segments_sealed);
+        let segments = [
+            ([("state", "open")], open),
+            ([("state", "sealed")], stats.segments_sealed),
+            ([("state", "free")], stats.segments_free),
+        ];
+        let help = "Segments of the log, and files for new ones.";
+        sheet.gauges("log_segments", help, None, &segments)?;
+        let help = "Bytes of local segments that nothing refers to.";
+        sheet.gauge("log_garbage", help, bytes, stats.garbage_bytes)?;
+        let help = "Bytes of the log that the remote does not have.";
+        sheet.gauge("unsynced", help, bytes, stats.unsynced_bytes)
+    }
+
+    fn memory(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let stats = &self.stats;
+        let bytes = Some(&Unit::Bytes);
+        let help = "Bytes in the read buffer.";
+        sheet.gauge("read_buffer", help, bytes, stats.read_buffer_used)?;
+        let requests = [
+            ([("result", "hit")], self.latency.count("read_hit")),
+            ([("result", "miss")], self.latency.count("read_local")),
+        ];
+        let help = "Reads that the buffer served on the caller's thread, and all others.";
+        sheet.counters("read_buffer_requests", help, None, &requests)?;
+        let help = "Bytes read ahead of their readers.";
+        sheet.counter("prefetch_issued", help, bytes, stats.prefetched_bytes)?;
+        let help = "Of these, bytes that a reader came to in time.";
+        sheet.counter("prefetch_used", help, bytes, stats.prefetch_used_bytes)
+    }
+
+    fn device(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let stats = &self.stats;
+        let moved = [
+            ([("direction", "read")], stats.device_read_bytes),
+            ([("direction", "write")], stats.device_written_bytes),
+        ];
+        let help = "Bytes read from the device and written to it.";
+        sheet.counters("device_io", help, Some(&Unit::Bytes), &moved)?;
+        if stats.written_bytes > 0 {
+            let ratio = stats.device_written_bytes as f64 / stats.written_bytes as f64;
+            let name = "write_amplification_ratio";
+            let help = "Bytes written to the device for each byte that callers wrote.";
+            let mut gauge = sheet
+                .0
+                .encode_descriptor(name, help, None, MetricType::Gauge)?;
+            gauge.encode_gauge(&ratio)?;
+        }
+        let failures = [([("tier", "local")], stats.checksum_failures)];
+        let help = "Pages that failed their checksum.";
+        sheet.counters("checksum_failures", help, None, &failures)
+    }
+
+    fn shards(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let shards = self.stats.per_shard.iter().enumerate();
+        let stalls: Vec<_> = shards
+            .map(|(number, shard)| ([("shard", number.to_string())], shard.shard_stalls))
+            .collect();
+        let help = "Pauses of more than 1 ms between two passes of a shard's loop.";
+        sheet.counters("shard_stalls", help, None, &stalls)
+    }
+}
+
+/// What figures are written to.
+struct Sheet<'a>(DescriptorEncoder<'a>);
+
+impl Sheet<'_> {
+    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        family.encode_gauge(&value)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Counter)?;
+        family.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    /// Figures of one name, each with the labels that tell it from the others.
+    fn gauges<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        values: &[(L, u64)],
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for (labels, value) in values {
+            family.encode_family(labels)?.encode_gauge(value)?;
+        }
+        Ok(())
+    }
+
+    fn counters<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        values: &[(L, u64)],
+    ) -> fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Counter)?;
+        for (labels, value) in values {
+            let mut counter = family.encode_family(labels)?;
+            counter.encode_counter::<NoLabelSet, _, u64>(value, None)?;
+        }
+        Ok(())
+    }
+}
