@@ -54,6 +54,10 @@ const TAIL_PER_BASE: u64 = 20;
 /// How often somebody who waits for the bucket looks whether it is away.
 const HEALTH_PERIOD: Duration = Duration::from_millis(250);
 
+/// How long a bucket may be bad, or be it again and again, before who waits for it is told: some
+/// failed requests in a row are none of his business.
+const HICCUP_MAX: Duration = Duration::from_secs(5);
+
 /// Pause before something that failed here is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -496,6 +500,8 @@ impl<D: Driver> Shard<D> {
         if open {
             self.seal_open().await?;
         }
+        // When the bucket turned bad, the first time that it was seen to be.
+        let mut troubled: Option<Nanos> = None;
         loop {
             let waits = within(
                 &self.0.driver,
@@ -506,10 +512,13 @@ impl<D: Driver> Shard<D> {
                 return result;
             }
             let state = self.0.state.borrow();
-            let trouble = state.tier.as_ref().and_then(Tier::trouble);
-            if let Some(why) = trouble {
-                let message = format!("not everything is in the remote yet: {why}");
-                return Err(Error::new(ErrorKind::Unavailable, message));
+            let bad = state.tier.as_ref().and_then(|it| it.client.health().bad());
+            if let Some((since, why)) = bad {
+                let first = *troubled.get_or_insert(since);
+                if self.now().since(first) >= HICCUP_MAX {
+                    let message = format!("not everything is in the remote yet: {why}");
+                    return Err(Error::new(ErrorKind::Unavailable, message));
+                }
             }
             let client = state.tier.as_ref().map(|tier| &tier.client);
             let own = self.0.params.shard;
