@@ -312,7 +312,10 @@ impl Ring {
         }
         self.in_ring += 1;
         let pushed = self.uring.submission().len();
-        let with_kernel = self.in_ring - pushed - usize::from(self.armed);
+        // Where the kernel took nothing at the last try, the poll is among what was pushed.
+        let with_kernel = self
+            .in_ring
+            .saturating_sub(pushed + usize::from(self.armed));
         if pushed >= SUBMIT_BATCH || pushed * BUSY_FACTOR > with_kernel {
             self.submit();
         }
