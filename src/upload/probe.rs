@@ -31,10 +31,11 @@ impl<R: Runtime> Service<R> {
                 }
                 match service.probe(way).await {
                     Err(failure) => service.note_failure(way, &failure),
-                    // That small things succeed excuses no large ones that fail.
-                    Ok(()) if !service.0.health.is_bad(way) => break,
                     Ok(()) => {
-                        service.0.health.note_success(way);
+                        // That small things succeed excuses no large ones that fail.
+                        if service.0.health.is_bad(way) {
+                            service.0.health.note_success(way);
+                        }
                         break;
                     }
                 }
