@@ -188,13 +188,9 @@ impl Sheet<'_> {
         unit: Option<&Unit>,
         values: &[(L, u64)],
     ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
-        for (labels, value) in values {
-            family.encode_family(labels)?.encode_gauge(value)?;
-        }
-        Ok(())
+        let kind = MetricType::Gauge;
+        let family = self.0.encode_descriptor(name, help, unit, kind)?;
+        labelled(family, values, |mut gauge, value| gauge.encode_gauge(value))
     }
 
     fn counters<L: EncodeLabelSet>(
@@ -204,13 +200,22 @@ impl Sheet<'_> {
         unit: Option<&Unit>,
         values: &[(L, u64)],
     ) -> fmt::Result {
-        let mut family = self
-            .0
-            .encode_descriptor(name, help, unit, MetricType::Counter)?;
-        for (labels, value) in values {
-            let mut counter = family.encode_family(labels)?;
-            counter.encode_counter::<NoLabelSet, _, u64>(value, None)?;
-        }
-        Ok(())
+        let kind = MetricType::Counter;
+        let family = self.0.encode_descriptor(name, help, unit, kind)?;
+        labelled(family, values, |mut counter, value| {
+            counter.encode_counter::<NoLabelSet, _, u64>(value, None)
+        })
     }
+}
+
+/// Writes figures, each behind its labels.
+fn labelled<L: EncodeLabelSet>(
+    mut family: MetricEncoder<'_>,
+    values: &[(L, u64)],
+    write: impl Fn(MetricEncoder<'_>, &u64) -> fmt::Result,
+) -> fmt::Result {
+    for (labels, value) in values {
+        write(family.encode_family(labels)?, value)?;
+    }
+    Ok(())
 }
