@@ -14,6 +14,7 @@ use crate::log::segment::SUM;
 use crate::types::{Epoch, Lsn, NUMBER_MAX, Nanos, SegmentId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Deref;
 use std::rc::Rc;
 
 /// Memory of checksum tables per shard at most. A table is a thousandth of its segment, so this
@@ -48,6 +49,32 @@ pub(crate) struct Held {
     pub(crate) used: Cell<Nanos>,
     sums: RefCell<Option<Rc<[u32]>>>,
     checkpoints_dead: Cell<u8>,
+    /// How many [`Kept`] there are of it.
+    kept: Cell<usize>,
+}
+
+/// A segment that is kept from being freed, though its file may go: the remote will do.
+pub(crate) struct Kept(Rc<Held>);
+
+impl Kept {
+    pub(crate) fn new(held: &Rc<Held>) -> Kept {
+        held.kept.set(held.kept.get() + 1);
+        Kept(held.clone())
+    }
+}
+
+impl Deref for Kept {
+    type Target = Held;
+
+    fn deref(&self) -> &Held {
+        &self.0
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.kept.set(self.0.kept.get() - 1);
+    }
 }
 
 impl Held {
@@ -72,7 +99,13 @@ impl Held {
             used: Cell::new(Nanos(0)),
             sums: RefCell::new(None),
             checkpoints_dead: Cell::new(0),
+            kept: Cell::new(0),
         }
+    }
+
+    /// Whether nobody reads it.
+    pub(crate) fn is_unread(self: &Rc<Held>) -> bool {
+        Rc::strong_count(self) == 1 + self.kept.get()
     }
 
     /// The file that it is in, if it is in one.
@@ -251,11 +284,11 @@ impl Segments {
     }
 
     /// Segments that nothing refers to and nobody reads, as a checkpoint begins.
-    pub(crate) fn dead(&self, is_dead: impl Fn(SegmentId) -> bool) -> Vec<SegmentId> {
+    pub(crate) fn dead(&self, is_dead: impl Fn(&Held) -> bool) -> Vec<SegmentId> {
         let sealed = self
             .held
             .values()
-            .filter(|held| held.is_sealed() && is_dead(held.id));
+            .filter(|held| held.is_sealed() && is_dead(held));
         sealed
             .filter(|held| Rc::strong_count(held) == 1)
             .map(|held| held.id)

@@ -12,7 +12,7 @@
 //! Deliberately not here: what is part of a stream.
 
 use super::cached::KEPT_BYTES_MAX;
-use super::{Params, Shard};
+use super::{Params, Shard, State};
 use crate::cache::prefetch::Prefetch;
 use crate::cache::table::Origin;
 use crate::io::Driver;
@@ -24,6 +24,10 @@ use std::ops::Range;
 
 /// Largest read ahead: a request of good size for any device.
 const UNIT_BYTES: u64 = 128 << 10;
+
+/// Largest read ahead of what is in the remote only: there a request costs more, and the way is so
+/// long that much has to be under way.
+const FAR_UNIT_BYTES: u64 = 1 << 20;
 
 /// Reads ahead under way at once: they keep a device streaming, and a demand read behind them waits
 /// for no more than 1 MiB.
@@ -73,6 +77,19 @@ impl Ahead {
         self.flights.iter().any(overlaps)
     }
 
+    /// Lets a read take those in that follow it without a gap.
+    fn join_following(&mut self, job: &mut Job) {
+        while let Some(next) = self.jobs.front()
+            && next.number == job.number
+            && next.range.start == job.range.end
+            && next.range.end - job.range.start <= FAR_UNIT_BYTES
+            && !next.edge
+        {
+            job.range.end = next.range.end;
+            self.jobs.pop_front();
+        }
+    }
+
     /// Cuts ranges into reads, and lines them up. `edge`: using the first asks for more.
     fn line_up(&mut self, number: PayloadNo, id: &PayloadId, ranges: Vec<Range<u64>>) {
         let mut edge = true;
@@ -120,6 +137,18 @@ impl Ahead {
     }
 }
 
+impl State {
+    /// Whether a read begins with bytes that are in the remote only.
+    fn is_far(&self, job: &Job) -> bool {
+        let Some(payload) = self.map.payload(job.number) else {
+            return false;
+        };
+        let first = payload.extents.range(job.range.start, job.range.end).next();
+        let held = first.and_then(|extent| self.segments.find(extent.at().segment()));
+        held.is_some_and(|held| held.file().is_none())
+    }
+}
+
 impl<D: Driver> Shard<D> {
     /// A payload is read, or its reader has come to the edge of what was read ahead.
     pub(super) fn note_read(&self, id: &PayloadId, offset: u64, len: u64, is_hit: bool) {
@@ -147,7 +176,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Begins what may begin.
-    fn start_reading_ahead(&self, state: &mut super::State) {
+    fn start_reading_ahead(&self, state: &mut State) {
         while let Some(job) = self.next_job(state) {
             let shard = self.clone();
             self.0
@@ -157,9 +186,12 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Takes the next read that may begin, and is of use.
-    fn next_job(&self, state: &mut super::State) -> Option<Job> {
+    fn next_job(&self, state: &mut State) -> Option<Job> {
         while state.ahead.flights.len() < READS_MAX {
-            let job = state.ahead.jobs.pop_front()?;
+            let mut job = state.ahead.jobs.pop_front()?;
+            if state.is_far(&job) {
+                state.ahead.join_following(&mut job);
+            }
             let pages = job.range.start / PAGE_BYTES..job.range.end.div_ceil(PAGE_BYTES);
             let is_here = |page| state.buffer.holds(job.number, page);
             let under_way = state.ahead.is_under_way(job.number, &job.range);

@@ -1,5 +1,5 @@
 //! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep,
-//! the task that decides when to write one, when to clean, and when to give files back.
+//! the tasks that decide when to write one, when to clean, and when to give files back.
 //!
 //! Invariants:
 //! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers
@@ -170,8 +170,11 @@ impl State {
     /// Segments that nothing refers to, nor will, and that nobody reads.
     fn dead(&self) -> Vec<SegmentId> {
         let awaited = |id| self.upkeep.moved_to.is_some_and(|first| id >= first);
-        self.segments.dead(|id| {
-            self.map.live.bytes(id) == 0 && (!awaited(id) || planted("free_what_is_moved_to"))
+        let gap_matters = self.gap_matters();
+        self.segments.dead(|held| {
+            self.map.live.bytes(held.id) == 0
+                && (!awaited(held.id) || planted("free_what_is_moved_to"))
+                && !(gap_matters && self.will_be_published(held))
         })
     }
 
@@ -212,37 +215,43 @@ impl State {
 }
 
 impl<D: Driver> Shard<D> {
-    /// Starts the task that checkpoints, cleans and gives files back.
+    /// Starts the two tasks of upkeep. What costs moving bytes, perhaps from far away, must not keep
+    /// what costs a checkpoint or nothing from giving room to those who wait.
     pub(super) fn spawn_upkeep(&self) {
+        self.repeat(Self::is_room_due, async |shard| shard.give_room().await);
+        self.repeat(Self::is_tidying_due, async |shard| shard.tidy().await);
+    }
+
+    fn repeat(
+        &self,
+        due: fn(&Self, &State) -> bool,
+        work: impl AsyncFn(&Shard<D>) -> Result<()> + 'static,
+    ) {
         let shard = self.clone();
         self.0.driver.spawn(async move {
             loop {
                 let due = || {
                     let state = shard.0.state.borrow();
                     let stop = state.closing || state.commit.poison.is_some();
-                    (!stop && shard.upkeep_due(&state)).then_some(())
+                    (!stop && due(&shard, &state)).then_some(())
                 };
                 shard.0.upkeep_due.until(due).await;
-                if let Err(error) = shard.keep_up().await {
+                if let Err(error) = work(&shard).await {
                     tracing::warn!(shard = shard.0.params.shard.0, %error, "upkeep failed");
                     // A full disk, most likely: nothing is lost, and it is tried again.
                     shard.0.driver.sleep(UPKEEP_RETRY).await;
                 }
+                // What it held may be what the other task waits for.
+                shard.0.upkeep_due.notify();
             }
         });
     }
 
-    fn upkeep_due(&self, state: &State) -> bool {
-        state.checkpoint_due()
-            || state.freeing_due()
-            || self.evicting_due(state)
-            || self.cleaning_due(state)
-            || self.trimming_due(state)
+    fn is_room_due(&self, state: &State) -> bool {
+        state.checkpoint_due() || state.freeing_due() || self.evicting_due(state)
     }
 
-    async fn keep_up(&self) -> Result<()> {
-        // What is dead already costs a checkpoint; what is half dead costs moving, and room to move
-        // to. So the former comes first, and no failure of the latter keeps it from its turn.
+    async fn give_room(&self) -> Result<()> {
         let checkpointing = {
             let state = self.0.state.borrow();
             state.checkpoint_due() || state.freeing_due()
@@ -250,17 +259,21 @@ impl<D: Driver> Shard<D> {
         if checkpointing {
             self.checkpoint().await?;
         }
-        let evicting = {
-            let state = self.0.state.borrow();
-            self.evicting_due(&state)
-        };
-        if evicting {
-            self.evict_coldest().await?;
+        let evicting = self.evicting_due(&self.0.state.borrow());
+        match evicting {
+            true => self.evict_coldest().await,
+            false => Ok(()),
         }
-        let cleaning = {
-            let state = self.0.state.borrow();
-            !state.freeing_due() && self.cleaning_due(&state)
-        };
+    }
+
+    /// What is dead already costs a checkpoint; what is half dead costs moving, and room to move
+    /// to. So the former comes first.
+    fn is_tidying_due(&self, state: &State) -> bool {
+        !state.freeing_due() && self.cleaning_due(state) || self.trimming_due(state)
+    }
+
+    async fn tidy(&self) -> Result<()> {
+        let cleaning = self.cleaning_due(&self.0.state.borrow());
         if cleaning {
             self.clean().await?;
         }
@@ -489,8 +502,10 @@ impl<D: Driver> Shard<D> {
             state.upkeep.kept.push_back(kept);
             let surplus = state.upkeep.kept.len().saturating_sub(CHECKPOINTS_KEPT);
             let freed = state.segments.checkpointed(dead);
+            let files = freed.iter().filter(|held| held.file().is_some()).count() as u64;
             if !freed.is_empty() {
-                state.space.note_progress();
+                let bytes = files * self.0.params.segment_bytes();
+                state.space.note_freed(bytes, self.now());
             }
             state.stats.cleaned_segments += freed.len() as u64;
             if let Some(tier) = &mut state.tier {

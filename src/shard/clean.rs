@@ -14,14 +14,16 @@
 //!    reference costs time, not data.
 
 use super::read::{Source, Sources};
-use super::space::Purpose;
+use super::space::{Purpose, SEGMENTS_LOW};
 use super::{Shard, State};
 use crate::error::{ErrorKind, Result};
 use crate::io::Driver;
 use crate::map::extent::Mapped;
 use crate::marks::mark;
 use crate::mutation::Mutation;
-use crate::types::{Location, PAGE, PayloadNo, SegmentId, page_ceil};
+use crate::types::{Location, Lsn, PAGE, PayloadNo, SegmentId, page_ceil};
+use bytes::Bytes;
+use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tree leaves that are visited between two looks at other work: about 50 us.
@@ -46,8 +48,16 @@ const MOVE_BYTES_MAX: u32 = 128 << 10;
 /// While there is room, the cleaner rests this many times as long as each move took.
 const REST_PER_MOVE: u32 = 3;
 
-/// Segments that may still be begun before the limit makes cleaning urgent.
-const SEGMENTS_LOW: usize = 4;
+/// Cleaning begins when the held segments, but for two, are so many tenths of the live bytes.
+const HELD_TENTHS: u64 = 13;
+
+/// The same while eviction makes room for those who write. What was evicted is garbage of the
+/// bucket's only, and fetching it and uploading it again is paid for by the writers: so hardly
+/// ever.
+const HELD_TENTHS_SHORT: u64 = 60;
+
+/// Reads of what is in the remote only that are in flight at once.
+const FETCHES_MAX: usize = 16;
 
 /// Bytes of a relocation record.
 const RELOCATE_LEN: usize = 24;
@@ -64,6 +74,23 @@ fn bytes_to_move(len: u32) -> u64 {
         false => u64::from(len),
     };
     data + parts * RECORD_COST
+}
+
+/// A range in pieces that are read at once; the first ends where the next begin with a page.
+fn pieces((at, len): (Location, u32)) -> impl Iterator<Item = (Location, u32)> {
+    let head = at.offset() % PAGE as u32;
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let most = if done == 0 {
+            MOVE_BYTES_MAX - head
+        } else {
+            MOVE_BYTES_MAX
+        };
+        let piece = most.min(len - done);
+        let from = at.advance(done);
+        done += piece;
+        (piece > 0).then_some((from, piece))
+    })
 }
 
 impl State {
@@ -91,40 +118,53 @@ impl<D: Driver> Shard<D> {
     /// pays.
     ///
     /// At rest the store promises 1.5 times the live bytes and two segments; cleaning begins below
-    /// that, at 1.3 times.
+    /// that.
     pub(super) fn cleaning_due(&self, state: &State) -> bool {
         let progress = (state.log.end().next_lsn, state.map.live.lost());
-        if state.upkeep.cleaned_at == Some(progress) {
-            return false;
-        }
-        if self.is_urgent(state) {
-            return true;
-        }
+        state.upkeep.cleaned_at != Some(progress)
+            && (self.is_urgent(state) || self.is_worthwhile(state))
+    }
+
+    fn is_worthwhile(&self, state: &State) -> bool {
         let held = state.held_bytes();
         if held <= 2 * state.log.segment_bytes() {
             return false;
         }
         let slack = held - 2 * state.log.segment_bytes();
+        let tenths = match self.is_evicting(state) {
+            true => HELD_TENTHS_SHORT,
+            false => HELD_TENTHS,
+        };
+        let worth = slack * 10 > state.map.live.total() * tenths;
         match state.map.shares() {
-            false => slack * 10 > state.map.live.total() * 13,
+            false => worth,
             // Counts are upper bounds while clones share; what was lost since tells that it is
             // worth a look.
             true => {
                 let lost = state.map.live.lost() - state.upkeep.lost_then;
-                slack * 10 > state.map.live.total() * 13 || lost > held / 8
+                worth || lost > held / 8
             }
         }
     }
 
+    /// Whether eviction makes the room that writers need.
+    fn is_evicting(&self, state: &State) -> bool {
+        !state.commit.at_rest && self.is_nearly_short_of_files(state) && state.eviction_helps()
+    }
+
+    /// Whether what was worth moving would by now only slow those down who write.
+    fn is_in_the_way(&self, state: &State) -> bool {
+        self.is_evicting(state) && !self.is_worthwhile(state)
+    }
+
     /// Whether writers wait for what cleaning frees, or soon will.
     fn is_urgent(&self, state: &State) -> bool {
-        // With a remote, eviction makes room, and what is sealed for it is never full: moving that
-        // would go on for ever.
+        // With a remote, what is sealed for it is never full: moving that would go on for ever.
         let low = || {
             let most = self.segments_max(state, Purpose::Data);
             state.tier.is_none() && state.segments.local() + SEGMENTS_LOW > most
         };
-        state.space.wants_file() || low()
+        state.space.wants_file() && !state.eviction_helps() || low()
     }
 
     /// Moves what is live in the segments that are most worth it.
@@ -238,12 +278,15 @@ impl<D: Driver> Shard<D> {
         let newest = state.log.end().segment.0;
         let unclaimed = state.map.first_unclaimed();
         let reachable = state.tier.as_ref().is_some_and(|tier| tier.is_well());
+        // Moving what is in the remote only gives no room here, and takes some.
+        let far = reachable && (!self.is_short_of_files(&state) || state.eviction_helps());
         let mut candidates: Vec<(f64, SegmentId, u64)> = state
             .segments
             .iter()
             .filter(|held| held.is_sealed() && held.footer_durable.get())
-            // What is in the remote only can be moved while that can be reached.
-            .filter(|held| held.file().is_some() || reachable)
+            .filter(|held| held.file().is_some() || far)
+            // What is not there yet is on its way, and the log in the bucket has no gaps.
+            .filter(|held| !reachable || state.is_published(held))
             .filter(|held| unclaimed.is_none_or(|first| held.id < first))
             .filter(|held| !state.upkeep.unmovable.contains(&held.id))
             .filter_map(|held| {
@@ -342,37 +385,43 @@ impl<D: Driver> Shard<D> {
     async fn move_ranges(&self, ranges: &[(Location, u32)]) -> Result<()> {
         let mut last = None;
         let mut failure = None;
-        'all: for &(at, len) in ranges {
-            let mut done = 0;
-            while done < len {
-                let part = self.part_to_move(len - done);
-                let began = self.now();
-                let moved = self.move_range(at.advance(done), part).await;
-                if !self.is_urgent(&self.0.state.borrow()) {
-                    self.0
-                        .driver
-                        .sleep(self.now().since(began) * REST_PER_MOVE)
-                        .await;
+        let mut pieces = ranges.iter().flat_map(|&range| pieces(range)).peekable();
+        let mut ahead = FuturesOrdered::new();
+        loop {
+            let began = self.now();
+            // What is near is read when its turn comes: others want the device, too.
+            while let Some(&(at, len)) = pieces.peek()
+                && (ahead.is_empty() || self.is_far(at) && ahead.len() < FETCHES_MAX)
+            {
+                pieces.next();
+                ahead.push_back(async move { (at, self.read_to_move(at, len).await) });
+            }
+            let Some((at, bytes)) = ahead.next().await else {
+                break;
+            };
+            if self.is_in_the_way(&self.0.state.borrow()) {
+                mark("cleaning broken off");
+                break;
+            }
+            let moved = match bytes {
+                Ok(bytes) => self.move_bytes(at, &bytes).await,
+                Err(error) => Err(error),
+            };
+            if !self.is_urgent(&self.0.state.borrow()) {
+                let rest = self.now().since(began) * REST_PER_MOVE;
+                self.0.driver.sleep(rest).await;
+            }
+            match moved {
+                Ok(lsn) => last = Some(lsn),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    // Bytes that cannot be read cannot be moved; they stay, and are reported.
+                    mark("corrupt bytes not moved");
+                    self.state().upkeep.unmovable.insert(at.segment());
                 }
-                match moved {
-                    Ok(lsn) => last = Some(lsn),
-                    Err(error) if error.kind() == ErrorKind::Corrupt => {
-                        // Bytes that cannot be read cannot be moved; they stay, and are reported.
-                        mark("corrupt bytes not moved");
-                        self.0
-                            .state
-                            .borrow_mut()
-                            .upkeep
-                            .unmovable
-                            .insert(at.segment());
-                        break;
-                    }
-                    Err(error) => {
-                        failure = Some(error);
-                        break 'all;
-                    }
+                Err(error) => {
+                    failure = Some(error);
+                    break;
                 }
-                done += part;
             }
         }
         // Also of a part: nobody may refer to a copy that is not durable.
@@ -382,27 +431,44 @@ impl<D: Driver> Shard<D> {
         failure.map_or(Ok(()), Err)
     }
 
-    /// How much of a range is moved at once.
-    fn part_to_move(&self, len: u32) -> u32 {
-        let log = &self.0.state.borrow().log;
-        log.data_bytes_next(len as usize, MOVE_BYTES_MAX as usize, RELOCATE_LEN) as u32
+    /// Whether a place is in the remote only.
+    fn is_far(&self, at: Location) -> bool {
+        let state = self.0.state.borrow();
+        let held = state.segments.find(at.segment());
+        held.is_some_and(|held| held.file().is_none())
     }
 
-    async fn move_range(&self, from: Location, len: u32) -> Result<crate::types::Lsn> {
+    async fn read_to_move(&self, from: Location, len: u32) -> Result<Bytes> {
         let mut sources = Sources::new();
         self.0.state.borrow().located(from, len, &mut sources)?;
         let read = sources.iter().map(Source::device_bytes).sum::<u64>();
         let bytes = self.join(sources).await?;
         // One read at most, just counted: so whoever looks at both figures sees both or neither.
         self.state().stats.cleaning_read_bytes += read;
-        let (_, lsn) = self
-            .record(Purpose::Clean, RELOCATE_LEN, &bytes, |_, to| {
-                let to = to.expect("a range has at least a byte");
-                Ok((vec![Mutation::Relocate { from, to, len }], ()))
-            })
-            .await?;
-        self.state().stats.cleaned_bytes += u64::from(len);
-        Ok(lsn)
+        Ok(bytes)
+    }
+
+    /// Appends bytes that are elsewhere in the log, in as many parts as fill batches well.
+    async fn move_bytes(&self, from: Location, bytes: &Bytes) -> Result<Lsn> {
+        let (mut done, mut last) = (0, Lsn(0));
+        while done < bytes.len() {
+            let len = {
+                let log = &self.0.state.borrow().log;
+                log.data_bytes_next(bytes.len() - done, MOVE_BYTES_MAX as usize, RELOCATE_LEN)
+            };
+            let from = from.advance(done as u32);
+            let part = &bytes[done..done + len];
+            let (_, lsn) = self
+                .record(Purpose::Clean, RELOCATE_LEN, part, |_, to| {
+                    let to = to.expect("a range has at least a byte");
+                    let len = len as u32;
+                    Ok((vec![Mutation::Relocate { from, to, len }], ()))
+                })
+                .await?;
+            self.state().stats.cleaned_bytes += len as u64;
+            (done, last) = (done + len, lsn);
+        }
+        Ok(last)
     }
 
     /// Lets extents refer to the new places, until none refers to a victim.

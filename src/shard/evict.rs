@@ -8,7 +8,6 @@
 //! 4. A file that is given up is removed, not used again: an older checkpoint may say that the
 //!    segment is in it.
 
-use super::space::Purpose;
 use super::{Shard, State};
 use crate::config::RetentionPolicy;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,11 +19,6 @@ use crate::types::{Lsn, Nanos, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Share of the segments that may be held below which eviction begins, as a divisor, and its
-/// limits.
-const MARGIN_DIVISOR: usize = 8;
-const MARGIN_MAX: usize = 8;
 
 /// Payloads that are looked at between two looks at other work.
 const PAYLOADS_PER_STEP: usize = 256;
@@ -41,6 +35,8 @@ pub(super) struct Retention {
     changes: u64,
     /// A pass that found nothing found it when all of this stood so.
     futile: Option<Progress>,
+    /// It was so because nothing more was in the bucket, not because a policy was in the way.
+    awaits_uploads: bool,
     /// The timer that looks for times to live is running.
     timing: bool,
 }
@@ -61,6 +57,7 @@ impl Retention {
             own: BTreeMap::new(),
             changes: 0,
             futile: None,
+            awaits_uploads: false,
             timing: false,
         }
     }
@@ -83,15 +80,19 @@ impl Retention {
 impl State {
     /// Whether a segment's file may go, policies aside.
     fn is_evictable(&self, held: &Rc<Held>) -> bool {
-        self.counts_in_remote(held) && self.is_covered(held) && Rc::strong_count(held) == 1
+        self.counts_in_remote(held) && self.is_covered(held) && held.is_unread()
     }
 
     /// Whether a segment has a file here, and counts in the bucket, too.
     fn counts_in_remote(&self, held: &Held) -> bool {
+        held.file().is_some() && held.is_sealed() && self.is_published(held)
+    }
+
+    /// Whether a segment counts in the bucket.
+    pub(super) fn is_published(&self, held: &Held) -> bool {
         let published = self.tier.as_ref().map(|tier| tier.published_next());
         let there = |next| held.is_uploaded() && held.lsns.get().1 <= next;
-        let there = published.is_some_and(|next| there(next) || planted("evict_before_upload"));
-        held.file().is_some() && held.is_sealed() && there
+        published.is_some_and(|next| there(next) || planted("evict_before_upload"))
     }
 
     /// Whether all checkpoints list a segment, and say that the remote has it.
@@ -119,6 +120,16 @@ impl State {
         }
     }
 
+    /// Whether eviction makes room: now, or when more has been uploaded.
+    pub(super) fn eviction_helps(&self) -> bool {
+        self.may_evict() && (!self.is_futile() || self.retention.awaits_uploads)
+    }
+
+    /// Whether the last pass found nothing, and nothing has changed since.
+    fn is_futile(&self) -> bool {
+        self.retention.futile == Some(self.progress())
+    }
+
     /// Whether eviction may happen at all now.
     fn may_evict(&self) -> bool {
         let tier = self.tier.as_ref();
@@ -131,15 +142,9 @@ impl<D: Driver> Shard<D> {
     pub(super) fn evicting_due(&self, state: &State) -> bool {
         self.is_short_of_files(state)
             && state.may_evict()
-            && state.retention.futile != Some(state.progress())
+            && !state.is_futile()
             && (state.segments.iter().any(|held| state.is_evictable(held))
                 || state.waits_for_checkpoint())
-    }
-
-    fn is_short_of_files(&self, state: &State) -> bool {
-        let most = self.segments_max(state, Purpose::Data);
-        let margin = (most / MARGIN_DIVISOR).clamp(1, MARGIN_MAX);
-        state.space.wants_file() || state.segments.local().saturating_add(margin) > most
     }
 
     /// Makes room: evicts the coldest segments, or brings a checkpoint up that lets them go.
@@ -173,7 +178,13 @@ impl<D: Driver> Shard<D> {
         }
         let mut state = self.state();
         if state.progress() == progress {
+            let is_barred = state.segments.iter().any(|held| state.is_evictable(held));
+            let waits = state
+                .segments
+                .iter()
+                .any(|held| state.will_be_published(held));
             state.retention.futile = Some(progress);
+            state.retention.awaits_uploads = waits && !is_barred;
         }
         Ok(())
     }
@@ -188,10 +199,11 @@ impl<D: Driver> Shard<D> {
         self.remove(file).await;
         let mut state = self.state();
         state.stats.evicted_segments += 1;
-        state.space.note_progress();
+        let bytes = self.0.params.segment_bytes();
+        state.space.note_freed(bytes, self.now());
         drop(state);
         self.0.room.notify();
-        self.0.params.segment_bytes()
+        bytes
     }
 
     /// The segments with bytes that some payload's policy keeps here.

@@ -23,6 +23,7 @@ mod evict;
 mod files;
 mod inspect;
 mod meta;
+mod pace;
 mod read;
 mod recover;
 mod replay;

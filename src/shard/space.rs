@@ -11,9 +11,11 @@
 //! 3. Of the segments that the limit allows, payload data leaves the last one to deletes and the
 //!    like, and those leave one beyond the limit to the cleaner. A segment that was begun beyond
 //!    somebody's share is not filled by them either: what the cleaner begins, it can finish.
-//! 4. As many free files are kept in reserve as there are segments left to others, so that a full
+//! 4. With room running out, payload data is held back to the pace at which room comes back.
+//! 5. As many free files are kept in reserve as there are segments left to others, so that a full
 //!    file system keeps nobody from emptying the store.
 
+use super::pace::Pace;
 use super::{Shard, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability};
@@ -56,8 +58,23 @@ impl Purpose {
     }
 }
 
+/// Share of the segments that may be held below which room is short, as a divisor, and its limits.
+const MARGIN_DIVISOR: usize = 8;
+const MARGIN_MAX: usize = 8;
+
+/// Segments that may still be begun when cleaning becomes urgent and writers are slowed, at most.
+pub(super) const SEGMENTS_LOW: usize = 4;
+
+/// Shorter waits than this are not worth a timer; the next one is longer by them.
+const PACE_MIN: Duration = Duration::from_micros(100);
+
 /// Segments that a shard may always have: with fewer nothing can be cleaned.
 const SEGMENTS_MIN: usize = 4;
+
+/// Segments that are kept for what is to come.
+fn margin(most: usize) -> usize {
+    (most / MARGIN_DIVISOR).clamp(1, MARGIN_MAX)
+}
 
 /// Why there is no file, and since when.
 struct Refusal {
@@ -78,6 +95,8 @@ pub(super) struct Space {
     /// Writers of payload data, in the order in which they came.
     line: VecDeque<u64>,
     next_ticket: u64,
+    /// How fast they may go when room is short.
+    pace: Pace,
     /// Sealed segments whose footers are not yet durable.
     sealing: BTreeSet<SegmentId>,
     /// Bytes of the current segment that were written in durable and in other batches.
@@ -106,6 +125,12 @@ impl Space {
     /// Something was freed, or given: whoever waits may wait on.
     pub(super) fn note_progress(&mut self) {
         self.refusal = None;
+    }
+
+    /// Files were given up or became free.
+    pub(super) fn note_freed(&mut self, bytes: u64, now: Nanos) {
+        self.note_progress();
+        self.pace.note_freed(bytes, now);
     }
 
     pub(super) fn refuse(&mut self, why: String, now: Nanos) {
@@ -188,9 +213,52 @@ impl<D: Driver> Shard<D> {
             Purpose::Data => Some(self.line_up().await),
             Purpose::Meta | Purpose::Clean => None,
         };
+        if ticket.is_some() {
+            self.keep_pace(records + data).await;
+        }
         let result = self.make_room_in_turn(purpose, records, data, since).await;
         drop(ticket);
         result
+    }
+
+    /// Holds the first writer in line back, if room is running out.
+    async fn keep_pace(&self, bytes: usize) {
+        let wait = {
+            let mut state = self.state();
+            let left = self.share_left(&state);
+            state.space.pace.wait(bytes, left, self.now())
+        };
+        if wait >= PACE_MIN {
+            mark("writer held back");
+            self.0.driver.sleep(wait).await;
+        }
+    }
+
+    /// How much is left of the last room for payload data; more than 1 while there is enough.
+    fn share_left(&self, state: &State) -> f64 {
+        let most = self.segments_max(state, Purpose::Data);
+        let files = most.saturating_sub(state.segments.local()) as f64;
+        let open = state.log.pages_left() as f64 * PAGE as f64 / state.log.segment_bytes() as f64;
+        (files + open) / margin(most).min(SEGMENTS_LOW) as f64
+    }
+
+    /// Whether so few segments may still be begun that files should be given up.
+    pub(super) fn is_short_of_files(&self, state: &State) -> bool {
+        state.space.wants_file() || self.is_nearly_full(state, 1)
+    }
+
+    /// Whether they are as few as when files have just been given up, or fewer.
+    pub(super) fn is_nearly_short_of_files(&self, state: &State) -> bool {
+        state.space.wants_file() || self.is_nearly_full(state, 2)
+    }
+
+    fn is_nearly_full(&self, state: &State, margins: usize) -> bool {
+        let most = self.segments_max(state, Purpose::Data);
+        state
+            .segments
+            .local()
+            .saturating_add(margins * margin(most))
+            > most
     }
 
     /// Takes a place in the line of writers and waits until it is the first.

@@ -28,7 +28,7 @@ use crate::log::objects;
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
 use crate::remote::Created;
-use crate::residency::{Held, Segments};
+use crate::residency::{Held, Kept, Segments};
 use crate::stats::Stats;
 use crate::types::{Lsn, Nanos, SegmentId, ShardId};
 use crate::upload::manifest::{Base, Object, ShardState, base_name, segment_name};
@@ -51,6 +51,9 @@ const TAIL_SEGMENTS_MAX: usize = 32;
 /// Bytes of published segments per byte of published checkpoint.
 const TAIL_PER_BASE: u64 = 20;
 
+/// Segments whose uploads a gap in the log may wait for: few enough that nobody notices.
+const GAP_SEGMENTS_MAX: usize = 4;
+
 /// How often somebody who waits for the bucket looks whether it is away.
 const HEALTH_PERIOD: Duration = Duration::from_millis(250);
 
@@ -70,14 +73,14 @@ struct Uploaded {
     /// It lists every segment before this one.
     covers: SegmentId,
     /// What it may refer to, kept from being freed.
-    held: Vec<Rc<Held>>,
+    held: Vec<Kept>,
 }
 
 impl Uploaded {
     /// The state with it, and nothing behind it yet but the segment that was open as it was begun:
     /// that one has bytes that it refers to, and it does not list it.
     fn begun(&self) -> ShardState {
-        let open = |held: &&Rc<Held>| held.id >= self.covers && held.lsns.get().1 <= self.next;
+        let open = |held: &&Kept| held.id >= self.covers && held.lsns.get().1 <= self.next;
         let open = self.held.iter().rev().find(open);
         ShardState {
             next: self.next,
@@ -217,6 +220,22 @@ impl State {
             held.is_sealed() && !held.is_uploaded() && !begun
         };
         self.segments.iter().find(waits).cloned()
+    }
+
+    /// Whether it would cost much time to leave a dead segment out of the bucket: the log has a gap
+    /// there, and nothing behind it counts before a checkpoint does, with all that it refers to.
+    pub(super) fn gap_matters(&self) -> bool {
+        let waits = |held: &&Rc<Held>| self.will_be_published(held);
+        let alive = |held: &&Rc<Held>| self.map.live.bytes(held.id) > 0;
+        let waiting = self.segments.iter().filter(waits).filter(alive);
+        waiting.count() > GAP_SEGMENTS_MAX
+    }
+
+    /// Whether a segment does not count in the bucket yet, and will as soon as it can.
+    pub(super) fn will_be_published(&self, held: &Held) -> bool {
+        let tier = self.tier.as_ref().filter(|tier| tier.is_well());
+        let stuck = |tier: &Tier| tier.stuck.contains_key(&held.id);
+        held.is_sealed() && tier.is_some_and(|tier| !stuck(tier)) && !self.is_published(held)
     }
 
     /// What may be published now, if it is more than what was handed over for it.

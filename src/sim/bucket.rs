@@ -9,6 +9,7 @@
 
 use crate::io::sim::Universe;
 use crate::remote::{Created, Failure, FailureKind, Listed, Remote, Request};
+use crate::types::Nanos;
 use bytes::Bytes;
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
@@ -40,6 +41,9 @@ pub(super) struct BucketFaults {
 /// Names that a stale listing does not show at most.
 const STALE_NAMES: usize = 12;
 
+/// Objects that are smaller do not queue for the way up.
+const FEW_BYTES: usize = 16 << 10;
+
 struct Inner {
     objects: RefCell<BTreeMap<String, Bytes>>,
     /// Names in the order in which they were made.
@@ -47,6 +51,9 @@ struct Inner {
     faults: RefCell<BucketFaults>,
     rng: RefCell<Rng>,
     away: Cell<bool>,
+    /// Bytes a second that go up, and from when on the way there is free.
+    uplink: Cell<Option<u64>>,
+    free_from: Cell<Nanos>,
 }
 
 /// A bucket; clones share it.
@@ -65,6 +72,8 @@ impl Bucket {
                 faults: RefCell::default(),
                 rng: RefCell::new(Rng::with_seed(seed)),
                 away: Cell::new(false),
+                uplink: Cell::new(None),
+                free_from: Cell::default(),
             }),
             universe: universe.clone(),
         }
@@ -77,6 +86,28 @@ impl Bucket {
     /// Whether every request fails.
     pub(super) fn set_away(&self, away: bool) {
         self.inner.away.set(away);
+    }
+
+    /// How many bytes a second can be put there.
+    #[cfg(test)]
+    fn set_uplink(&self, bytes_a_second: u64) {
+        self.inner.uplink.set(Some(bytes_a_second));
+    }
+
+    /// How long bytes take that go up now, behind those that are on their way. A few bytes have
+    /// hardly to wait, for streams share the way.
+    fn way_up(&self, bytes: usize) -> Duration {
+        let Some(rate) = self.inner.uplink.get() else {
+            return Duration::ZERO;
+        };
+        let now = self.universe.now();
+        let span = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        if bytes < FEW_BYTES {
+            return span;
+        }
+        let there = self.inner.free_from.get().max(now).after(span);
+        self.inner.free_from.set(there);
+        there.since(now)
     }
 
     /// Bytes of the objects that are segments.
@@ -108,6 +139,7 @@ impl Bucket {
     /// Performs a request on the objects, after some time, whoever still waits for it.
     fn perform<T: 'static>(
         &self,
+        bytes_up: usize,
         act: impl FnOnce(&Inner) -> Result<T, Failure> + 'static,
     ) -> Request<'_, T> {
         let lost = || Failure::new(FailureKind::Transient, "the connection was lost");
@@ -120,7 +152,7 @@ impl Bucket {
             false => Duration::from_micros(self.inner.rng.borrow_mut().u64(500..30_000)),
         };
         let (inner, universe) = (self.inner.clone(), self.universe.clone());
-        let sleep = universe.sleep(span);
+        let sleep = universe.sleep(span + self.way_up(bytes_up));
         let task = universe.spawn(async move {
             sleep.await;
             let away = before || inner.away.get();
@@ -148,7 +180,7 @@ impl Remote for Bucket {
             return Box::pin(std::future::pending());
         }
         let (name, body) = (name.to_owned(), Bytes::from(body.concat()));
-        self.perform(move |inner| {
+        self.perform(body.len(), move |inner| {
             let mut objects = inner.objects.borrow_mut();
             if objects.contains_key(&name) {
                 return Ok(Created::Exists);
@@ -163,7 +195,7 @@ impl Remote for Bucket {
         let name = name.to_owned();
         let flips = self.draw(|faults| faults.flips);
         let cuts = self.draw(|faults| faults.cuts);
-        self.perform(move |inner| {
+        self.perform(0, move |inner| {
             let objects = inner.objects.borrow();
             let object = objects.get(&name).ok_or_else(Failure::missing)?;
             let end = object.len() as u64;
@@ -187,7 +219,7 @@ impl Remote for Bucket {
 
     fn head<'a>(&'a self, name: &'a str) -> Request<'a, u64> {
         let name = name.to_owned();
-        self.perform(move |inner| {
+        self.perform(0, move |inner| {
             let objects = inner.objects.borrow();
             let object = objects.get(&name).ok_or_else(Failure::missing)?;
             Ok(object.len() as u64)
@@ -202,7 +234,7 @@ impl Remote for Bucket {
     ) -> Request<'a, Vec<Listed>> {
         let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
         let stale = self.draw(|faults| faults.stale);
-        self.perform(move |inner| {
+        self.perform(0, move |inner| {
             let order = inner.order.borrow();
             let unseen = match stale {
                 true => inner.rng.borrow_mut().usize(..=STALE_NAMES),
@@ -225,7 +257,7 @@ impl Remote for Bucket {
 
     fn delete<'a>(&'a self, names: &'a [String]) -> Request<'a, Vec<(String, Failure)>> {
         let names = names.to_vec();
-        self.perform(move |inner| {
+        self.perform(0, move |inner| {
             for name in names {
                 inner.objects.borrow_mut().remove(&name);
             }

@@ -10,12 +10,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::marks::mark;
 use crate::remote::Created;
-use crate::residency::Held;
+use crate::residency::Kept;
 use crate::types::PAGE;
 use crate::upload::Cause;
 use crate::upload::manifest::{Base, base_name};
 use bytes::Bytes;
-use std::rc::Rc;
 
 impl State {
     /// Whether segments are gone that would have to come next, so that only a checkpoint helps.
@@ -45,9 +44,9 @@ impl State {
     }
 
     /// The sealed segments, oldest first, kept from being freed.
-    fn sealed(&self) -> Vec<Rc<Held>> {
+    fn sealed(&self) -> Vec<Kept> {
         let sealed = self.segments.iter().filter(|held| held.is_sealed());
-        sealed.cloned().collect()
+        sealed.map(Kept::new).collect()
     }
 
     /// Whether another checkpoint is worth its upload.

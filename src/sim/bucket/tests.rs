@@ -1,5 +1,7 @@
 //! Stores and a bucket, each time with one thing wrong: who is told, what is refused, what is left.
 
+mod pressure;
+
 use super::{Bucket, BucketFaults};
 use crate::config::{Config, RemoteConfig};
 use crate::error::{ErrorKind, Result};
