@@ -215,8 +215,8 @@ impl State {
 }
 
 impl<D: Driver> Shard<D> {
-    /// Starts the two tasks of upkeep. What costs moving bytes, perhaps from far away, must not keep
-    /// what costs a checkpoint or nothing from giving room to those who wait.
+    /// Starts the two tasks of upkeep. What costs moving bytes, perhaps from far away, must not
+    /// keep what costs a checkpoint or nothing from giving room to those who wait.
     pub(super) fn spawn_upkeep(&self) {
         self.repeat(Self::is_room_due, async |shard| shard.give_room().await);
         self.repeat(Self::is_tidying_due, async |shard| shard.tidy().await);
