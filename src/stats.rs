@@ -46,7 +46,7 @@ pub struct Stats {
     pub pending_uploads: u64,
     /// Segments that have become durable in the remote.
     pub completed_syncs: u64,
-    /// Uploads that failed for good.
+    /// Segments that could not be uploaded when it was last tried, and are tried again.
     pub failed_syncs: u64,
     /// Whether the remote answered its last probes; false without one.
     pub remote_healthy: bool,

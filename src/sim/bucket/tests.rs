@@ -413,3 +413,38 @@ fn engine_that_was_away_for_long_is_fenced() {
     rig.write(&new, &on(0, 0), 201, 1000);
     rig.run(new.drain_uploads()).expect("it is uploaded");
 }
+
+// scenario 91: what fails is tried again, and holds up nobody else's upload
+// S-15
+#[test]
+fn segment_that_could_not_be_uploaded_is_tried_again() {
+    let rig = Rig::new(16, 1);
+    rig.bucket.set_away(true);
+    let store = rig.open();
+    rig.write(&store, &on(0, 0), 1, 10_000);
+    // Until it is sealed.
+    rig.sleep(2);
+    let harmed = rig.files(0, "seg-");
+    let flip = || {
+        let disk = rig.disk.borrow();
+        let flip = |name: &String| disk.flip_bit(name, 8 * 8192).expect("it is there");
+        harmed.iter().for_each(flip);
+    };
+    flip();
+    rig.write(&store, &on(0, 1), 2, 10_000);
+    rig.bucket.set_away(false);
+    rig.sleep(30);
+    assert_eq!(kind(rig.run(store.drain_uploads())), ErrorKind::Corrupt);
+    let failed = || rig.run(store.stats()).expect("it has figures").failed_syncs;
+    assert_eq!(failed(), 1);
+    assert!(rig.bucket.data_bytes() > 0, "the other one is there");
+    flip();
+    rig.sleep(70);
+    rig.run(store.drain_uploads()).expect("it is uploaded");
+    assert_eq!(failed(), 0);
+    let store = rig.rebuild("another").expect("it is rebuilt");
+    for (nth, fill) in [(0, 1), (1, 2)] {
+        let read = rig.read(&store, &on(0, nth), 10_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == fill), "{nth}");
+    }
+}
