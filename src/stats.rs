@@ -123,6 +123,8 @@ pub struct Stats {
     pub evicted_segments: u64,
     /// Bytes fetched from the remote since the store was opened.
     pub remote_read_bytes: u64,
+    /// Bytes of files that keep what was fetched from the remote.
+    pub kept_bytes: u64,
     /// Bad bytes that were written anew from the remote since the store was opened.
     pub bytes_repaired: u64,
     /// Pages that failed their checksum.
@@ -191,7 +193,7 @@ counts! {
     device_written_bytes device_read_bytes batches
     device_syncs cleaned_bytes cleaning_read_bytes cleaned_segments checkpoints checkpoints_running
     checkpoint_bytes extents map_bytes checksum_failures batches_lost stalled_writers shard_stalls
-    shards_poisoned evicted_segments remote_read_bytes bytes_repaired
+    shards_poisoned evicted_segments remote_read_bytes kept_bytes bytes_repaired
 }
 
 /// How well the store can do its work.

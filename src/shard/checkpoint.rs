@@ -481,7 +481,7 @@ impl<D: Driver> Shard<D> {
     /// The checkpoint is durable: older ones go, and what only they needed.
     async fn finish_checkpoint(&self, kept: Kept, dead: &[SegmentId]) {
         mark("checkpoint");
-        let old: Vec<u64> = {
+        let (old, dropped): (Vec<u64>, Vec<SegmentId>) = {
             let mut state = self.state();
             let state = &mut *state;
             state.stats.checkpoints += 1;
@@ -498,13 +498,13 @@ impl<D: Driver> Shard<D> {
                     tier.note_freed(self.0.params.shard, held, kept.sequence);
                 }
             }
-            state
-                .upkeep
-                .kept
-                .drain(..surplus)
-                .map(|kept| kept.sequence)
-                .collect()
+            let old = state.upkeep.kept.drain(..surplus);
+            let old = old.map(|kept| kept.sequence).collect();
+            (old, freed.iter().map(|held| held.id).collect())
         };
+        for id in dropped {
+            self.drop_kept(id).await;
+        }
         self.collect_garbage();
         self.0.tier_changed.notify();
         for sequence in old {

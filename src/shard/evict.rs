@@ -52,6 +52,7 @@ struct Progress {
     covered: SegmentId,
     changes: u64,
     freed: u64,
+    kept: u64,
 }
 
 impl Retention {
@@ -101,6 +102,16 @@ impl State {
         held.id < self.upkeep.covered_by_all() && recorded
     }
 
+    /// The coldest segment that may give up its file, or what is kept of it.
+    fn coldest(&self, barred: &BTreeSet<SegmentId>) -> Option<Rc<Held>> {
+        let goes = |held: &&Rc<Held>| {
+            let kept = self.kept.bytes_of(held.id) > 0;
+            (kept || self.is_evictable(held)) && !barred.contains(&held.id)
+        };
+        let goes = self.segments.iter().filter(goes);
+        goes.min_by_key(|held| (held.used.get(), held.id)).cloned()
+    }
+
     /// Whether checkpoints would make more segments evictable.
     fn waits_for_checkpoint(&self) -> bool {
         let waits = |held: &Rc<Held>| self.counts_in_remote(held) && !self.is_covered(held);
@@ -116,6 +127,7 @@ impl State {
             covered: self.upkeep.covered_by_all(),
             changes: self.retention.changes,
             freed: self.stats.cleaned_segments,
+            kept: self.kept.bytes(),
         }
     }
 
@@ -133,6 +145,7 @@ impl<D: Driver> Shard<D> {
             && state.may_evict()
             && state.retention.futile != Some(state.progress())
             && (state.segments.iter().any(|held| state.is_evictable(held))
+                || !state.kept.is_empty()
                 || state.waits_for_checkpoint())
     }
 
@@ -156,14 +169,13 @@ impl<D: Driver> Shard<D> {
             let coldest = {
                 let state = self.0.state.borrow();
                 let may = self.is_short_of_files(&state) && state.may_evict();
-                let free = state
-                    .segments
-                    .iter()
-                    .filter(|held| may && state.is_evictable(held) && !barred.contains(&held.id));
-                free.min_by_key(|held| (held.used.get(), held.id)).cloned()
+                may.then(|| state.coldest(&barred)).flatten()
             };
             let Some(held) = coldest else { break };
-            evicted += self.evict_segment(held).await;
+            evicted += match held.file() {
+                Some(_) => self.evict_segment(held).await,
+                None => self.drop_kept(held.id).await,
+            };
         }
         if evicted > 0 {
             return Ok(());
@@ -286,9 +298,10 @@ impl<D: Driver> Shard<D> {
                 let held = state.segments.find(*id);
                 held.filter(|held| state.is_evictable(held)).cloned()
             };
-            if let Some(held) = held {
-                freed += self.evict_segment(held).await;
-            }
+            freed += match held {
+                Some(held) => self.evict_segment(held).await,
+                None => self.drop_kept(*id).await,
+            };
         }
         Ok(freed)
     }
@@ -352,7 +365,8 @@ impl<D: Driver> Shard<D> {
         let expires = |state: &State, held: &Rc<Held>| {
             let idle = self.now().since(held.used.get());
             let ttl = state.retention.shortest_ttl();
-            held.file().is_some() && held.is_sealed() && ttl.is_some_and(|ttl| idle >= ttl)
+            let here = held.file().is_some() || state.kept.bytes_of(held.id) > 0;
+            here && held.is_sealed() && ttl.is_some_and(|ttl| idle >= ttl)
         };
         let old: BTreeSet<SegmentId> = {
             let state = self.0.state.borrow();

@@ -22,6 +22,7 @@ mod commit;
 mod evict;
 mod files;
 mod inspect;
+mod kept;
 mod meta;
 mod read;
 mod recover;
@@ -152,6 +153,7 @@ struct State {
     tier: Option<tier::Tier>,
     /// Chunks that are on their way from the remote.
     fetches: cold::Fetches,
+    kept: kept::Kept,
     retention: evict::Retention,
     closing: bool,
 }
@@ -215,6 +217,7 @@ impl<D: Driver> Shard<D> {
         self.spawn_committer();
         self.spawn_tier();
         self.start_ttl_timer();
+        self.start_finding_kept();
         self.0.driver.spawn(self.clone().serve_writes(writes));
         self.0.driver.spawn(self.clone().serve_control(control));
         let mut batch = VecDeque::new();

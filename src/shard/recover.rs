@@ -97,11 +97,10 @@ impl<D: Driver> Shard<D> {
             segment_pages,
             batch_pages_max,
         };
-        let durable = Lsn(recovered.end.next_lsn.0 - 1);
         let state = State {
             map: recovered.map,
+            tail: Tail::new(Lsn(recovered.end.next_lsn.0 - 1)),
             log: Log::new(log_params, recovered.end),
-            tail: Tail::new(durable),
             segments: recovered.segments,
             buffer: ReadBuffer::new(params.table.clone(), params.read_buffer_bytes()),
             ahead: Ahead::new(&params),
@@ -115,6 +114,7 @@ impl<D: Driver> Shard<D> {
             deleted: BTreeMap::new(),
             tier: params.remote.clone().map(Tier::new),
             fetches: BTreeMap::new(),
+            kept: Default::default(),
             retention: Retention::new(params.config.retention),
             closing: false,
         };

@@ -344,6 +344,8 @@ impl<D: Driver> Shard<D> {
             }
             Purpose::Meta | Purpose::Clean => self.0.params.files_max(),
         };
+        // What is kept of evicted segments takes their room.
+        let files_max = files_max.saturating_sub(self.kept_segments(state));
         let most = files_max.saturating_add(1).max(SEGMENTS_MIN);
         let (most, held) = (most - purpose.reserve(), state.segments.local());
         match (purpose, state.log.open_segment()) {

@@ -8,7 +8,7 @@ use crate::marks::armed::take_hits;
 use crate::payload_id::PayloadId;
 use crate::shard::Routes;
 use crate::sim::world;
-use crate::stats::HealthStatus;
+use crate::stats::{ExtentKind, HealthStatus};
 use crate::store::Store;
 use crate::types::{Epoch, ShardId};
 use crate::upload::manifest::base_name;
@@ -447,4 +447,105 @@ fn segment_that_could_not_be_uploaded_is_tried_again() {
         let read = rig.read(&store, &on(0, nth), 10_000).expect("it is there");
         assert!(read.iter().all(|byte| *byte == fill), "{nth}");
     }
+}
+
+/// A store with a payload of 60,000 bytes in the remote, of which the first were read.
+fn with_something_kept(rig: &Rig) -> Store {
+    let (store, id) = (rig.open(), on(0, 0));
+    rig.write(&store, &id, 1, 60_000);
+    rig.run(store.evict(&id)).expect("it is evicted");
+    assert_eq!(rig.read(&store, &id, 4096).expect("read"), vec![1; 4096]);
+    // Until it is written.
+    rig.sleep(1);
+    assert_eq!(rig.files(0, "kept-").len(), 1);
+    store
+}
+
+fn figures(rig: &Rig, store: &Store) -> crate::Stats {
+    rig.run(store.stats()).expect("it has figures")
+}
+
+// S-26: what was fetched is there after a restart, also without the remote
+#[test]
+fn fetched_bytes_are_kept_over_a_restart() {
+    let (rig, id) = (Rig::new(17, 1), on(0, 0));
+    let store = with_something_kept(&rig);
+    let extents = rig.run(store.extents(&id, 0, 1 << 20)).expect("extents");
+    let kinds: Vec<_> = extents.iter().map(|extent| extent.kind).collect();
+    assert_eq!(kinds, [ExtentKind::Local, ExtentKind::Remote]);
+    let kept = figures(&rig, &store).kept_bytes;
+    rig.kill(store);
+    rig.bucket.set_away(true);
+    let store = rig.open();
+    rig.sleep(1);
+    assert_eq!(figures(&rig, &store).kept_bytes, kept);
+    assert_eq!(rig.read(&store, &id, 4096).expect("read"), vec![1; 4096]);
+    assert_eq!(figures(&rig, &store).remote_read_bytes, 0);
+    let cold = rig.run(store.read_at(&id, 50_000, 100));
+    assert_eq!(kind(cold), ErrorKind::Unavailable);
+    rig.bucket.set_away(false);
+    rig.sleep(30);
+    // Given up like other local bytes, and with the segment.
+    assert_eq!(rig.run(store.evict(&id)).expect("it is evicted"), kept);
+    assert_eq!(rig.read(&store, &id, 100).expect("read"), vec![1; 100]);
+    rig.sleep(1);
+    rig.run(store.delete(&id)).expect("it is deleted");
+    rig.sleep(60);
+    assert_eq!(rig.files(0, "kept-"), Vec::<String>::new());
+}
+
+// S-26, S-33: what is kept is checked, and no more than a copy
+#[test]
+fn kept_bytes_that_went_bad_are_fetched_again() {
+    for harm in 0..4 {
+        let (rig, id) = (Rig::new(18, 1), on(0, 0));
+        let store = with_something_kept(&rig);
+        rig.kill(store);
+        let name = rig.files(0, "kept-").remove(0);
+        let disk = rig.disk.borrow().clone();
+        let done = match harm {
+            0 => disk.flip_bit(&name, 8 * 8192),
+            1 => disk.break_page(&name, 2),
+            2 => disk.truncate_file(&name, 9000),
+            _ => disk.remove_file(&name),
+        };
+        done.expect("it is there");
+        let store = rig.open();
+        rig.sleep(1);
+        let read = rig.read(&store, &id, 60_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == 1), "{harm}");
+        let figures = figures(&rig, &store);
+        assert!(figures.remote_read_bytes > 0, "{harm}");
+        assert_eq!(figures.checksum_failures, 0, "{harm}");
+    }
+}
+
+// S-29: what is kept counts as local
+#[test]
+fn what_is_kept_stays_within_the_limit() {
+    let mut rig = Rig::new(19, 1);
+    rig.config.local_bytes_max = Some(12 * (64 << 10));
+    let store = rig.open();
+    let within = |store: &Store| {
+        let figures = figures(&rig, store);
+        let checkpoints = 2 * (16 << 10);
+        let most = 13 * (64 << 10) + checkpoints;
+        assert!(figures.local_disk_used <= most, "{figures:?}");
+        figures.kept_bytes
+    };
+    for nth in 0..40 {
+        rig.write(&store, &on(0, nth), nth as u8, 50_000);
+        within(&store);
+    }
+    rig.run(store.drain_uploads()).expect("it is uploaded");
+    let mut kept = 0;
+    for round in 0..3 {
+        for nth in 0..40 {
+            let read = rig.read(&store, &on(0, nth), 50_000).expect("it is there");
+            assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
+            kept = kept.max(within(&store));
+            rig.write(&store, &on(0, 100), round, 5000);
+        }
+    }
+    assert!(kept > 0);
 }
