@@ -138,7 +138,7 @@ impl State {
             }
             Mutation::Delete { payload } => (payload, 0..=u64::MAX),
             Mutation::Copy { target, .. } => (target, 0..=u64::MAX),
-            Mutation::Create { .. } | Mutation::Relocate { .. } => return,
+            Mutation::Create { .. } | Mutation::Relocate { .. } | Mutation::Retain { .. } => return,
         };
         self.buffer.invalidate(payload, pages);
     }

@@ -9,6 +9,7 @@
 //!    bytes of the last have been logged since.
 
 use super::{Shard, State};
+use crate::config::RetentionPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checkpoint::{Encoder, Item, identity};
@@ -380,6 +381,7 @@ impl<D: Driver> Shard<D> {
             covers,
             head,
             payloads: state.map.snapshot(),
+            policies: state.map.policies().clone().into_iter().collect(),
             dead,
         }
     }
@@ -448,6 +450,10 @@ impl<D: Driver> Shard<D> {
                 zeroed: dump_zeroed(&payload.zeroed, pass, &mut zeroed, &mut out),
             };
             out.push(&item);
+            bytes += self.drain_chunks(&file, &mut out, bytes).await?;
+        }
+        for &(payload, policy) in &begun.policies {
+            out.push(&Item::Policy { payload, policy });
             bytes += self.drain_chunks(&file, &mut out, bytes).await?;
         }
         let last = out.encoder.finish();
@@ -542,6 +548,7 @@ struct Begun {
     /// Where replay goes on, and the sealed segments.
     head: Vec<Item>,
     payloads: Vec<(PayloadNo, Payload)>,
+    policies: Vec<(PayloadNo, RetentionPolicy)>,
     /// Segments that nothing referred to.
     dead: Vec<SegmentId>,
 }

@@ -361,15 +361,12 @@ impl<D: Driver> Shard<D> {
                 reply.send(self.owned(&id, at, Op::Meta, || self.evict(&id)).await);
             }
             Work::SetRetention { id, policy, reply } => {
-                let flow = async || self.set_retention(Some(&id), policy);
-                let result = self.owned(&id, at, Op::Meta, flow).await;
-                self.start_ttl_timer();
-                reply.send(result);
+                let flow = || self.set_retention(&id, policy);
+                reply.send(self.owned(&id, at, Op::Meta, flow).await);
             }
             Work::SetDefaultRetention { policy, reply } => {
-                let result = self.set_retention(None, policy);
-                self.start_ttl_timer();
-                reply.send(result);
+                self.set_default_retention(policy);
+                reply.send(Ok(()));
             }
             Work::SetEviction { enabled, reply } => {
                 self.set_eviction_enabled(enabled);

@@ -173,14 +173,10 @@ pub(super) struct Recovery<'a, D: Driver> {
 impl<D: Driver> Recovery<'_, D> {
     async fn run(&self) -> Result<Recovered> {
         let dir = self.params.dir();
-        self.driver
-            .create_dir(&dir)
-            .await
-            .map_err(|error| self.failed("made", error))?;
-        self.driver
-            .sync_dir("")
-            .await
-            .map_err(|error| self.failed("made durable", error))?;
+        let made = self.driver.create_dir(&dir).await;
+        made.map_err(|error| self.failed("made", error))?;
+        let synced = self.driver.sync_dir("").await;
+        synced.map_err(|error| self.failed("made durable", error))?;
         let entries = self
             .driver
             .list(&dir)
@@ -462,6 +458,9 @@ impl Loading {
                 held.footer_durable.set(true);
                 Ok(())
             }
+            Item::Policy { payload, policy } => map
+                .restore_policy(payload, policy)
+                .map_err(|_| "a checkpoint has a policy for no payload"),
             Item::ExtentLeaf(entries) => {
                 let entries = checked(entries, |(start, len, at)| Mapped::checked(start, len, at))?;
                 extents.push(NodeRef::Leaf(&entries), &mut map.live)

@@ -1,7 +1,7 @@
 //! Stores and a bucket, each time with one thing wrong: who is told, what is refused, what is left.
 
 use super::{Bucket, BucketFaults};
-use crate::config::{Config, RemoteConfig};
+use crate::config::{Config, RemoteConfig, RetentionPolicy};
 use crate::error::{ErrorKind, Result};
 use crate::io::sim::{Disk, DiskFaults, Process, Universe};
 use crate::marks::armed::take_hits;
@@ -548,4 +548,32 @@ fn what_is_kept_stays_within_the_limit() {
         }
     }
     assert!(kept > 0);
+}
+
+// S-29: what may be evicted of a payload is kept with it
+#[test]
+fn policy_of_a_payload_survives_restarts_and_rebuilds() {
+    let (rig, id) = (Rig::new(21, 1), on(0, 0));
+    let evicted = |store: &Store| rig.run(store.evict(&id)).expect("it is there") > 0;
+    let store = rig.open();
+    rig.write(&store, &id, 1, 60_000);
+    rig.run(store.set_retention(Some(&id), RetentionPolicy::Pin))
+        .expect("it is there");
+    rig.run(store.flush(&id)).expect("it is flushed");
+    rig.kill(store);
+    let store = rig.open();
+    assert!(!evicted(&store), "after a crash");
+    rig.run(store.close()).expect("it closes");
+    let store = rig.open();
+    assert!(!evicted(&store), "from a checkpoint");
+    rig.write(&store, &id, 2, 30_000);
+    rig.run(store.wait_remote(&id)).expect("it is uploaded");
+    let store = rig.rebuild("another").expect("it is rebuilt");
+    assert!(!evicted(&store), "on another machine");
+    // A clone has none, and neither has another payload of the name.
+    let clone = on(0, 1);
+    rig.run(store.copy(&id, &clone)).expect("it is copied");
+    rig.run(store.delete(&id)).expect("it is deleted");
+    rig.write(&store, &id, 3, 60_000);
+    assert!(evicted(&store), "made anew");
 }
