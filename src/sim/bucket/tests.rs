@@ -577,3 +577,38 @@ fn policy_of_a_payload_survives_restarts_and_rebuilds() {
     rig.write(&store, &id, 3, 60_000);
     assert!(evicted(&store), "made anew");
 }
+
+// S-24: who has lost the end of its log does not write over what the bucket has of it
+#[test]
+fn store_that_has_lost_the_end_of_its_log_does_not_replace_what_the_bucket_has() {
+    let rig = Rig::new(20, 1);
+    let store = rig.open();
+    for nth in 0..6 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    rig.run(store.close()).expect("it closes");
+    for name in rig.files(0, "checkpoint-") {
+        rig.disk.borrow().remove_file(&name).expect("it is there");
+    }
+    for name in rig.files(0, "seg-").iter().skip(2) {
+        rig.disk.borrow().remove_file(name).expect("it is there");
+    }
+    // What is left looks like a log that ends here.
+    let store = rig.open_without_remote();
+    for nth in 7..20 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    rig.run(store.close()).expect("it closes");
+    for _ in 0..2 {
+        let store = rig.open();
+        let drained = rig.run(store.drain_uploads());
+        assert_eq!(kind(drained), ErrorKind::Corrupt);
+        let closed: Result<()> = rig.run(store.close());
+        assert_eq!(kind(closed), ErrorKind::Corrupt);
+    }
+    let store = rig.rebuild("another").expect("it is rebuilt");
+    for nth in 0..6 {
+        let read = rig.read(&store, &on(0, nth), 60_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
+    }
+}
