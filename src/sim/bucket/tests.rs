@@ -1,5 +1,7 @@
 //! Stores and a bucket, each time with one thing wrong: who is told, what is refused, what is left.
 
+mod racing;
+
 use super::{Bucket, BucketFaults};
 use crate::config::{Config, RemoteConfig, RetentionPolicy};
 use crate::error::{ErrorKind, Result};
