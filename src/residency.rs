@@ -44,6 +44,8 @@ pub(crate) struct Held {
     uploaded: Cell<bool>,
     /// The first checkpoint that surely says so.
     recorded_from: Cell<u64>,
+    /// When it was begun, or found at an opening.
+    pub(crate) began: Cell<Nanos>,
     /// When it was last read or written.
     pub(crate) used: Cell<Nanos>,
     sums: RefCell<Option<Rc<[u32]>>>,
@@ -69,6 +71,7 @@ impl Held {
             footer_durable: Cell::new(false),
             uploaded: Cell::new(false),
             recorded_from: Cell::new(0),
+            began: Cell::new(Nanos(0)),
             used: Cell::new(Nanos(0)),
             sums: RefCell::new(None),
             checkpoints_dead: Cell::new(0),

@@ -172,6 +172,7 @@ impl<D: Driver> Shard<D> {
         for (page, index) in bytes.chunks_exact(PAGE).zip(first..) {
             let good = is_good_page(held.identity, index, page, &sums);
             if !good && !planted("skip_remote_checksum") {
+                self.state().stats.remote_checksum_failures += 1;
                 return Err(missing(held, "fails its checksum in the remote"));
             }
         }
@@ -203,8 +204,10 @@ impl<D: Driver> Shard<D> {
         }
         let table = fetch.done.until(|| fetch.result.borrow().clone()).await?;
         let sums = objects::parse_table(held.identity, held.pages.get(), &table);
-        sums.map(Into::into)
-            .ok_or_else(|| missing(held, "has no good table of sums in the remote"))
+        sums.map(Into::into).ok_or_else(|| {
+            self.state().stats.remote_checksum_failures += 1;
+            missing(held, "has no good table of sums in the remote")
+        })
     }
 
     async fn get(&self, held: &Held, offset: u64, len: u64) -> Result<Bytes> {

@@ -192,6 +192,12 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// What was found at the opening counts its age from here.
+    pub(super) fn begin_ages(&self) {
+        let (state, now) = (self.0.state.borrow(), self.now());
+        state.segments.iter().for_each(|held| held.began.set(now));
+    }
+
     /// What of the log is for nothing, and what only this machine has.
     fn count_log(&self, state: &super::State, stats: &mut Stats) {
         for held in state.segments.iter() {
@@ -206,6 +212,8 @@ impl<D: Driver> Shard<D> {
             }
             if state.tier.is_some() && !held.is_uploaded() {
                 stats.unsynced_bytes += bytes;
+                let age = self.now().since(held.began.get()).as_secs_f64();
+                stats.oldest_unsynced_seconds = stats.oldest_unsynced_seconds.max(age);
             }
         }
     }

@@ -213,6 +213,7 @@ impl<D: Driver> Shard<D> {
         control: Receiver<Control>,
         outcome: Outcome,
     ) {
+        self.begin_ages();
         self.spawn_upkeep();
         self.spawn_committer();
         self.spawn_tier();
@@ -447,6 +448,7 @@ impl<D: Driver> Shard<D> {
         if let Some(slow) = self.0.params.config.slow_op
             && now.since(at) > slow
         {
+            self.state().latencies.note_slow(op);
             let (shard, took) = (self.0.params.shard.0, now.since(at));
             tracing::warn!(shard, ?op, ?took, "a slow operation");
         }

@@ -387,9 +387,9 @@ impl<D: Driver> Shard<D> {
         let params = &self.0.params;
         let identity =
             crate::log::checksum::Identity::new(&params.store, params.shard, id, params.epoch);
-        state
-            .segments
-            .hold(Held::new(id, params.epoch, Some(file), identity, first));
+        let held = Held::new(id, params.epoch, Some(file), identity, first);
+        held.began.set(self.now());
+        state.segments.hold(held);
         state.space.note_progress();
         (state.space.synced_bytes, state.space.other_bytes) = (0, 0);
         drop(guard);

@@ -440,10 +440,12 @@ fn segment_that_could_not_be_uploaded_is_tried_again() {
     let failed = || rig.run(store.stats()).expect("it has figures").failed_syncs;
     assert_eq!(failed(), 1);
     assert!(rig.bucket.data_bytes() > 0, "the other one is there");
+    let oldest = || figures(&rig, &store).oldest_unsynced_seconds;
+    assert!(oldest() >= 30.0);
     flip();
     rig.sleep(70);
     rig.run(store.drain_uploads()).expect("it is uploaded");
-    assert_eq!(failed(), 0);
+    assert_eq!((failed(), oldest()), (0, 0.0));
     let store = rig.rebuild("another").expect("it is rebuilt");
     for (nth, fill) in [(0, 1), (1, 2)] {
         let read = rig.read(&store, &on(0, nth), 10_000).expect("it is there");
