@@ -78,6 +78,8 @@ pub(super) struct Space {
     /// Writers of payload data, in the order in which they came.
     line: VecDeque<u64>,
     next_ticket: u64,
+    /// How many wait for room, of all purposes.
+    waiting: usize,
     /// Sealed segments whose footers are not yet durable.
     sealing: BTreeSet<SegmentId>,
     /// Bytes of the current segment that were written in durable and in other batches.
@@ -116,6 +118,11 @@ impl Space {
     /// The oldest sealed segment whose footer is not yet durable.
     pub(super) fn first_sealing(&self) -> Option<SegmentId> {
         self.sealing.first().copied()
+    }
+
+    /// Whether somebody waits for what is being made, or was made just now.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.making || self.waiting > 0
     }
 
     pub(super) fn has_spare(&self) -> bool {
@@ -231,7 +238,10 @@ impl<D: Driver> Shard<D> {
             if moved {
                 continue;
             }
-            self.wait_for_room(purpose, records, data, since).await?;
+            self.state().space.waiting += 1;
+            let waited = self.wait_for_room(purpose, records, data, since).await;
+            self.state().space.waiting -= 1;
+            waited?;
         }
     }
 
