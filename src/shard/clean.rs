@@ -238,12 +238,14 @@ impl<D: Driver> Shard<D> {
         let newest = state.log.end().segment.0;
         let unclaimed = state.map.first_unclaimed();
         let reachable = state.tier.as_ref().is_some_and(|tier| tier.is_well());
+        let pressed = self.is_urgent(&state);
         let mut candidates: Vec<(f64, SegmentId, u64)> = state
             .segments
             .iter()
             .filter(|held| held.is_sealed() && held.footer_durable.get())
-            // What is in the remote only can be moved while that can be reached.
-            .filter(|held| held.file().is_some() || reachable)
+            // What is in the remote only can be moved while that can be reached. It takes room
+            // here, and gives none back.
+            .filter(|held| held.file().is_some() || (reachable && !pressed))
             .filter(|held| unclaimed.is_none_or(|first| held.id < first))
             .filter(|held| !state.upkeep.unmovable.contains(&held.id))
             .filter_map(|held| {

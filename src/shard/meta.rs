@@ -192,10 +192,14 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// What was found at the opening counts its age from here.
+    /// What was found at the opening counts its age from here, and as used now: nobody knows
+    /// better.
     pub(super) fn begin_ages(&self) {
         let (state, now) = (self.0.state.borrow(), self.now());
-        state.segments.iter().for_each(|held| held.began.set(now));
+        for held in state.segments.iter() {
+            held.began.set(now);
+            held.used.set(now);
+        }
     }
 
     /// What of the log is for nothing, and what only this machine has.

@@ -399,6 +399,7 @@ impl<D: Driver> Shard<D> {
             crate::log::checksum::Identity::new(&params.store, params.shard, id, params.epoch);
         let held = Held::new(id, params.epoch, Some(file), identity, first);
         held.began.set(self.now());
+        held.used.set(self.now());
         state.segments.hold(held);
         state.space.note_progress();
         (state.space.synced_bytes, state.space.other_bytes) = (0, 0);
@@ -424,6 +425,7 @@ impl<D: Driver> Shard<D> {
             .expect("the open segment is held")
             .clone();
         held.pages.set(page);
+        held.used.set(self.now());
         held.lsns.set((held.lsns.get().0, state.log.next_lsn()));
         state.segments.keep_sums(&held, footer.sums.into());
         state.space.sealing.insert(id);

@@ -616,3 +616,44 @@ fn store_that_has_lost_the_end_of_its_log_does_not_replace_what_the_bucket_has()
         assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
     }
 }
+
+// S-29, S-32: what is written is not the coldest that there is, and near the limit the cleaner does
+// not fetch what it has just seen evicted
+#[test]
+fn store_near_its_limit_does_not_fetch_in_circles() {
+    let mut rig = Rig::new(22, 1);
+    rig.config.local_bytes_max = Some(16 * (64 << 10));
+    let store = rig.open();
+    let live = 1200 << 10;
+    for round in 0..400 {
+        rig.write(&store, &on(0, 1 + round), round as u8, live / 400);
+        rig.write(&store, &on(0, 0), round as u8, 40_000);
+    }
+    rig.sleep(300);
+    let fetched = figures(&rig, &store).remote_read_bytes;
+    assert!(fetched <= 8 * live as u64, "{fetched}");
+    for round in 0..400 {
+        let read = rig.read(&store, &on(0, 1 + round), live).expect("read");
+        assert!(read.iter().all(|byte| *byte == round as u8), "{round}");
+    }
+}
+
+// scenario 75: a time to live counts from the last write
+#[test]
+fn what_was_just_written_has_its_time_to_live() {
+    let mut rig = Rig::new(23, 1);
+    rig.config.retention = RetentionPolicy::Ttl(Duration::from_secs(1000));
+    rig.sleep(250);
+    for _ in 0..8 {
+        rig.sleep(250);
+    }
+    let (store, id) = (rig.open(), on(0, 0));
+    rig.write(&store, &id, 1, 60_000);
+    rig.run(store.drain_uploads()).expect("it is uploaded");
+    rig.sleep(250);
+    assert_eq!(figures(&rig, &store).evicted_segments, 0);
+    for _ in 0..6 {
+        rig.sleep(250);
+    }
+    assert!(figures(&rig, &store).evicted_segments > 0);
+}
