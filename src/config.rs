@@ -232,6 +232,28 @@ impl FromStr for RetentionPolicy {
     }
 }
 
+impl RetentionPolicy {
+    /// As two numbers, which stand in the log and in checkpoints: its kind, and a span in
+    /// nanoseconds.
+    pub(crate) fn to_numbers(self) -> (u32, u64) {
+        match self {
+            RetentionPolicy::Pin => (0, 0),
+            RetentionPolicy::Ttl(span) => (1, u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)),
+            RetentionPolicy::Lru => (2, 0),
+        }
+    }
+
+    /// The inverse, for any numbers.
+    pub(crate) fn from_numbers(kind: u32, span: u64) -> Option<RetentionPolicy> {
+        match (kind, span) {
+            (0, 0) => Some(RetentionPolicy::Pin),
+            (1, _) => Some(RetentionPolicy::Ttl(Duration::from_nanos(span))),
+            (2, 0) => Some(RetentionPolicy::Lru),
+            _ => None,
+        }
+    }
+}
+
 /// Where sealed segments are kept for good.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]

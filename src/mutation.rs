@@ -4,6 +4,7 @@
 //! so that there is one meaning of each word. Deliberately not here: how it is encoded
 //! (`log::record`) and what it does (`map`).
 
+use crate::config::RetentionPolicy;
 use crate::payload_id::PayloadId;
 use crate::types::{Generation, Location, PayloadNo};
 use std::fmt;
@@ -48,6 +49,11 @@ pub(crate) enum Mutation {
         target: PayloadNo,
         offset: u64,
         len: u64,
+    },
+    /// This decides what may be evicted of the payload.
+    Retain {
+        payload: PayloadNo,
+        policy: RetentionPolicy,
     },
     /// The bytes at `from` are also at `to`, in every payload that refers to them.
     Relocate {
@@ -108,6 +114,9 @@ impl fmt::Display for Mutation {
                     f,
                     "splice source={source} target={target} offset={offset} len={len}"
                 )
+            }
+            Mutation::Retain { payload, policy } => {
+                write!(f, "retain payload={} policy={policy}", payload.0)
             }
             Mutation::Relocate { from, to, len } => {
                 write!(f, "relocate from={from:?} to={to:?} len={len}")

@@ -45,25 +45,27 @@ pub(crate) struct Held {
     uploaded: Cell<bool>,
     /// The first checkpoint that surely says so.
     recorded_from: Cell<u64>,
+    /// When it was begun, or found at an opening.
+    pub(crate) began: Cell<Nanos>,
     /// When it was last read or written.
     pub(crate) used: Cell<Nanos>,
     sums: RefCell<Option<Rc<[u32]>>>,
     checkpoints_dead: Cell<u8>,
-    /// How many [`Kept`] there are of it.
-    kept: Cell<usize>,
+    /// How many [`Needed`] there are of it.
+    needed: Cell<usize>,
 }
 
-/// A segment that is kept from being freed, though its file may go: the remote will do.
-pub(crate) struct Kept(Rc<Held>);
+/// A segment that an uploaded checkpoint needs: it is not freed, but its file may go.
+pub(crate) struct Needed(Rc<Held>);
 
-impl Kept {
-    pub(crate) fn new(held: &Rc<Held>) -> Kept {
-        held.kept.set(held.kept.get() + 1);
-        Kept(held.clone())
+impl Needed {
+    pub(crate) fn new(held: &Rc<Held>) -> Needed {
+        held.needed.set(held.needed.get() + 1);
+        Needed(held.clone())
     }
 }
 
-impl Deref for Kept {
+impl Deref for Needed {
     type Target = Held;
 
     fn deref(&self) -> &Held {
@@ -71,9 +73,9 @@ impl Deref for Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for Needed {
     fn drop(&mut self) {
-        self.0.kept.set(self.0.kept.get() - 1);
+        self.0.needed.set(self.0.needed.get() - 1);
     }
 }
 
@@ -96,16 +98,17 @@ impl Held {
             footer_durable: Cell::new(false),
             uploaded: Cell::new(false),
             recorded_from: Cell::new(0),
+            began: Cell::new(Nanos(0)),
             used: Cell::new(Nanos(0)),
             sums: RefCell::new(None),
             checkpoints_dead: Cell::new(0),
-            kept: Cell::new(0),
+            needed: Cell::new(0),
         }
     }
 
     /// Whether nobody reads it.
     pub(crate) fn is_unread(self: &Rc<Held>) -> bool {
-        Rc::strong_count(self) == 1 + self.kept.get()
+        Rc::strong_count(self) == 1 + self.needed.get()
     }
 
     /// The file that it is in, if it is in one.

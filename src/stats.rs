@@ -46,7 +46,7 @@ pub struct Stats {
     pub pending_uploads: u64,
     /// Segments that have become durable in the remote.
     pub completed_syncs: u64,
-    /// Uploads that failed for good.
+    /// Segments that could not be uploaded when it was last tried, and are tried again.
     pub failed_syncs: u64,
     /// Whether the remote answered its last probes; false without one.
     pub remote_healthy: bool,
@@ -54,6 +54,9 @@ pub struct Stats {
     pub eviction_suspended: bool,
     /// Seconds since the remote turned bad; 0 while it is good.
     pub outage_duration_seconds: f64,
+    /// Seconds since the oldest segment was begun of those that are not durable in the remote, or
+    /// since the opening if it is older; 0 without one.
+    pub oldest_unsynced_seconds: f64,
     /// Reads that failed because the remote could not be reached.
     pub offline_reads_blocked: u64,
 
@@ -123,10 +126,15 @@ pub struct Stats {
     pub evicted_segments: u64,
     /// Bytes fetched from the remote since the store was opened.
     pub remote_read_bytes: u64,
+    /// Bytes of files that keep what was fetched from the remote.
+    pub kept_bytes: u64,
     /// Bad bytes that were written anew from the remote since the store was opened.
     pub bytes_repaired: u64,
     /// Pages that failed their checksum.
     pub checksum_failures: u64,
+    /// Pages, or tables of their sums, that came from the remote and failed theirs; each is asked
+    /// for again.
+    pub remote_checksum_failures: u64,
     /// Batches whose records could not be read at recovery.
     pub batches_lost: u64,
     /// Writers that are held back by a full store now.
@@ -156,6 +164,9 @@ impl Stats {
         self.outage_duration_seconds = self
             .outage_duration_seconds
             .max(other.outage_duration_seconds);
+        self.oldest_unsynced_seconds = self
+            .oldest_unsynced_seconds
+            .max(other.oldest_unsynced_seconds);
         for (name, count) in other.counts() {
             let sum = self.count_mut(name);
             *sum = sum.saturating_add(count);
@@ -190,8 +201,9 @@ counts! {
     garbage_bytes unsynced_bytes written_bytes read_bytes prefetched_bytes prefetch_used_bytes
     device_written_bytes device_read_bytes batches
     device_syncs cleaned_bytes cleaning_read_bytes cleaned_segments checkpoints checkpoints_running
-    checkpoint_bytes extents map_bytes checksum_failures batches_lost stalled_writers shard_stalls
-    shards_poisoned evicted_segments remote_read_bytes bytes_repaired
+    checkpoint_bytes extents map_bytes checksum_failures batches_lost
+    remote_checksum_failures stalled_writers shard_stalls shards_poisoned evicted_segments
+    remote_read_bytes kept_bytes bytes_repaired
 }
 
 /// How well the store can do its work.
@@ -395,6 +407,7 @@ impl Latencies {
         Latencies(LatencySnapshot {
             histograms: Op::ALL.iter().map(|_| fresh()).collect(),
             failed: [0; Op::ALL.len()],
+            slow: [0; Op::ALL.len()],
         })
     }
 
@@ -402,6 +415,10 @@ impl Latencies {
         let span = to.since(from).as_nanos() as u64;
         self.0.histograms[op as usize].saturating_record(span.max(1));
         self.0.failed[op as usize] += u64::from(!succeeded);
+    }
+
+    pub(crate) fn note_slow(&mut self, op: Op) {
+        self.0.slow[op as usize] += 1;
     }
 
     pub(crate) fn snapshot(&self) -> LatencySnapshot {
@@ -414,6 +431,7 @@ impl Latencies {
 pub struct LatencySnapshot {
     histograms: Vec<Histogram<u64>>,
     failed: [u64; Op::ALL.len()],
+    slow: [u64; Op::ALL.len()],
 }
 
 impl LatencySnapshot {
@@ -427,6 +445,9 @@ impl LatencySnapshot {
                 .expect("all histograms have the same bounds");
         }
         for (mine, theirs) in self.failed.iter_mut().zip(other.failed) {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.slow.iter_mut().zip(other.slow) {
             *mine += theirs;
         }
     }
@@ -458,6 +479,12 @@ impl LatencySnapshot {
     /// How many of these ended in an error; 0 for an unknown name.
     pub fn failed(&self, operation: &str) -> u64 {
         LatencySnapshot::index(operation).map_or(0, |index| self.failed[index])
+    }
+
+    /// How many of these took longer than [`Config::slow_op`](crate::Config::slow_op); 0 where
+    /// that is not set.
+    pub fn slow(&self, operation: &str) -> u64 {
+        LatencySnapshot::index(operation).map_or(0, |index| self.slow[index])
     }
 
     /// How many of an operation took no longer than `span`, to two digits.

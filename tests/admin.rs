@@ -243,6 +243,11 @@ fn figures_are_there_for_prometheus() {
     let count = format!("{durations}_count");
     assert_eq!(value(durations, &count, &[("op", "truncate")]), 1.0);
     assert_eq!(families["ringstore_shard_stalls_total"].samples.len(), 2);
+    assert_eq!(single("ringstore_oldest_unsynced_seconds"), 0.0);
+    let slow = "ringstore_slow_operations_total";
+    assert_eq!(value(slow, slow, &[("op", "truncate")]), 0.0);
+    let failures = "ringstore_checksum_failures_total";
+    assert_eq!(value(failures, failures, &[("tier", "remote")]), 0.0);
 }
 
 #[test]

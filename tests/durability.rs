@@ -168,7 +168,7 @@ fn close_persists_what_was_never_flushed() {
     });
 }
 
-// scenario 28, scenario 39
+// scenario 28, scenario 39, scenario 127
 // S-20
 #[test]
 fn a_closed_store_says_so() {

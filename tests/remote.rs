@@ -442,3 +442,78 @@ fn empty_bucket_is_not_taken_for_the_one_that_was() {
         }
     });
 }
+
+/// Names of signs that mean something in a path, a URL or a request.
+const ODD: [&str; 8] = [
+    "a b",
+    "c+d",
+    "e?f=g&h",
+    "i%20j",
+    "../k",
+    "l/m",
+    "#n",
+    "\u{fc}\u{1f980}",
+];
+
+// scenario 125: a payload's name may have any signs, whatever its remote is
+#[test]
+fn names_of_any_signs_go_through_the_remote() {
+    let bucket = tempfile::tempdir().unwrap();
+    for remote in [
+        RemoteConfig::Memory("odd names".to_owned()),
+        RemoteConfig::Dir(bucket.path().join("b c+d?e%20")),
+    ] {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        run(async {
+            let mut config = config(dirs[0].path(), "");
+            config.remote = Some(remote);
+            let store = Store::open(config.clone()).await.unwrap();
+            let clone = |name: &str| id(&format!("{name} clone"));
+            for name in ODD {
+                let data = bytes(name.len() as u8, 9000);
+                store.write_at(&id(name), 0, data).await.unwrap();
+                store.copy(&id(name), &clone(name)).await.unwrap();
+                store.evict(&id(name)).await.unwrap();
+                let read = read(&store, &clone(name)).await;
+                assert_eq!(read, bytes(name.len() as u8, 9000), "{name}");
+            }
+            assert_eq!(store.list(None, 100).await.unwrap().len(), 2 * ODD.len());
+            store.delete(&id(ODD[0])).await.unwrap();
+            store.drain_uploads().await.unwrap();
+            drop(store);
+            config.dir = dirs[1].path().to_owned();
+            let store = Store::rebuild(config).await.unwrap();
+            for name in ODD {
+                let there = store.exists(&id(name)).await.unwrap();
+                assert_eq!(there, name != ODD[0], "{name}");
+                let read = read(&store, &clone(name)).await;
+                assert_eq!(read, bytes(name.len() as u8, 9000), "{name}");
+            }
+            store.close().await.unwrap();
+        });
+    }
+}
+
+// scenario 127: what needs the remote is refused by a closed store, too
+#[test]
+fn closed_store_asks_no_remote() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let data = bytes(7, 30_000);
+        let store = store_with(config(dir.path(), "closed"), "a", &data).await;
+        let again = store.clone();
+        store.close().await.unwrap();
+        let closed = |error: ringstore::Error| assert_eq!(error.kind(), ErrorKind::Closed);
+        closed(again.wait_remote(&id("a")).await.unwrap_err());
+        closed(again.drain_uploads().await.unwrap_err());
+        closed(again.evict(&id("a")).await.unwrap_err());
+        let policy = RetentionPolicy::Pin;
+        closed(
+            again
+                .set_retention(Some(&id("a")), policy)
+                .await
+                .unwrap_err(),
+        );
+        assert_eq!(again.health().await.status, HealthStatus::Unknown);
+    });
+}

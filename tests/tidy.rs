@@ -20,10 +20,10 @@ const LAYERS: &[(&str, &str)] = &[
     ("config", "error types"),
     ("stats", "payload_id types"),
     ("buf", "types"),
-    ("mutation", "payload_id types"),
+    ("mutation", "config payload_id types"),
     // State: sync and pure. The log never sees the map, the map never sees bytes.
-    ("log", "buf marks mutation payload_id types"),
-    ("map", "marks mutation payload_id types"),
+    ("log", "buf config marks mutation payload_id types"),
+    ("map", "config marks mutation payload_id types"),
     ("residency", "log types"),
     ("cache", "chunks marks payload_id sync types"),
     // The one door to the kernel.
@@ -102,7 +102,7 @@ const LINES_MAX: usize = 600;
 /// Files that are longer, with what they are held to until they are divided.
 const LONGER: &[(&str, usize)] = &[
     ("src/sim/client.rs", 700),
-    ("src/map/mod.rs", 660),
+    ("src/map/mod.rs", 623),
     ("src/shard/replay.rs", 640),
     ("src/shard/mod.rs", 615),
     ("src/sim/run.rs", 665),

@@ -7,7 +7,9 @@
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::prometheus_text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, MetricEncoder, NoLabelSet,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use ringstore::{LatencySnapshot, Stats, Store};
@@ -63,6 +65,12 @@ impl Figures {
             counts.push(([("op", op), ("result", "error")], failed));
         }
         sheet.counters("operations", "Operations of callers.", None, &counts)?;
+        let slow = self.latency.operations();
+        let slow: Vec<_> = slow
+            .map(|op| ([("op", op)], self.latency.slow(op)))
+            .collect();
+        let help = "Operations that took longer than the store was told to take for slow.";
+        sheet.counters("slow_operations", help, None, &slow)?;
         let name = "operation_duration";
         let help = "From the caller's submission to the shard's answer.";
         let kind = MetricType::Histogram;
@@ -110,7 +118,11 @@ impl Figures {
         let help = "Bytes of local segments that nothing refers to.";
         sheet.gauge("log_garbage", help, bytes, stats.garbage_bytes)?;
         let help = "Bytes of the log that the remote does not have.";
-        sheet.gauge("unsynced", help, bytes, stats.unsynced_bytes)
+        sheet.gauge("unsynced", help, bytes, stats.unsynced_bytes)?;
+        let help = "Age of the oldest segment that the remote does not have.";
+        let seconds = Some(&Unit::Seconds);
+        let age = stats.oldest_unsynced_seconds;
+        sheet.gauge("oldest_unsynced", help, seconds, age)
     }
 
     fn memory(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
@@ -147,7 +159,10 @@ impl Figures {
                 .encode_descriptor(name, help, None, MetricType::Gauge)?;
             gauge.encode_gauge(&ratio)?;
         }
-        let failures = [([("tier", "local")], stats.checksum_failures)];
+        let failures = [
+            ([("tier", "local")], stats.checksum_failures),
+            ([("tier", "remote")], stats.remote_checksum_failures),
+        ];
         let help = "Pages that failed their checksum.";
         sheet.counters("checksum_failures", help, None, &failures)
     }
@@ -166,7 +181,13 @@ impl Figures {
 struct Sheet<'a>(DescriptorEncoder<'a>);
 
 impl Sheet<'_> {
-    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
+    fn gauge<V: EncodeGaugeValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        value: V,
+    ) -> fmt::Result {
         let mut family = self
             .0
             .encode_descriptor(name, help, unit, MetricType::Gauge)?;

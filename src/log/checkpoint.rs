@@ -12,6 +12,7 @@
 use super::checksum::{Identity, StoreId};
 use super::record::Malformed;
 use super::segment::FORMAT_VERSION;
+use crate::config::RetentionPolicy;
 use crate::payload_id::PayloadId;
 use crate::types::{
     Epoch, Generation, Location, Lsn, PAGE, PayloadNo, SegmentId, ShardId, page_ceil,
@@ -71,6 +72,11 @@ pub(crate) enum Item {
         cut: u64,
         extents: Option<u32>,
         zeroed: Option<u32>,
+    },
+    /// What may be evicted of a payload, which came before.
+    Policy {
+        payload: PayloadNo,
+        policy: RetentionPolicy,
     },
     /// A sealed segment: the file that holds it, if there is one, where its footer begins, its
     /// first batch and the one behind its last, and whether the remote has it.
@@ -217,6 +223,7 @@ const ZEROED_LEAF: u32 = 4;
 const ZEROED_INNER: u32 = 5;
 const PAYLOAD: u32 = 6;
 const SEGMENT: u32 = 7;
+const POLICY: u32 = 8;
 
 fn encode(item: &Item, out: &mut Vec<u8>) {
     let mut halves = |values: &[u32]| {
@@ -282,6 +289,13 @@ fn encode(item: &Item, out: &mut Vec<u8>) {
             }
             halves(&[extents.unwrap_or(NO_ROOT), zeroed.unwrap_or(NO_ROOT)]);
             out.extend_from_slice(name.as_bytes());
+        }
+        Item::Policy { payload, policy } => {
+            let (kind, span) = policy.to_numbers();
+            halves(&[POLICY, kind]);
+            for value in [payload.0, span] {
+                halves(&split(value));
+            }
         }
         Item::Segment {
             segment,
@@ -363,6 +377,14 @@ fn decode(rest: &mut Rest<'_>) -> Result<Item, Malformed> {
             },
             pages: count,
         },
+        POLICY => {
+            let (payload, span) = (PayloadNo(rest.word()?), rest.word()?);
+            let policy = RetentionPolicy::from_numbers(count, span);
+            Item::Policy {
+                payload,
+                policy: policy.ok_or(Malformed("a checkpoint holds a policy that is unknown"))?,
+            }
+        }
         _ => return Err(Malformed("a checkpoint holds an item of unknown kind")),
     })
 }

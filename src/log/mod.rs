@@ -5,6 +5,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod checksum;
+pub(crate) mod kept;
 pub(crate) mod objects;
 pub(crate) mod record;
 pub(crate) mod segment;

@@ -8,6 +8,7 @@
 //!
 //! Deliberately not here: checksums. Records lie inside pages and footers that have them.
 
+use crate::config::RetentionPolicy;
 use crate::mutation::Mutation;
 use crate::payload_id::{PAYLOAD_ID_BYTES_MAX, PayloadId};
 use crate::types::{
@@ -28,6 +29,7 @@ const DELETE: u8 = 5;
 const COPY: u8 = 6;
 const SPLICE: u8 = 7;
 const RELOCATE: u8 = 8;
+const RETAIN: u8 = 9;
 
 /// Bytes that `encode` will append.
 pub(crate) fn encoded_len(mutation: &Mutation) -> usize {
@@ -39,7 +41,7 @@ pub(crate) fn encoded_len(mutation: &Mutation) -> usize {
         Mutation::Delete { .. } => 8,
         Mutation::Copy { .. } => 16,
         Mutation::Splice { .. } => 32,
-        Mutation::Relocate { .. } => 20,
+        Mutation::Relocate { .. } | Mutation::Retain { .. } => 20,
     }
 }
 
@@ -55,6 +57,7 @@ pub(crate) fn encode(mutation: &Mutation, out: &mut Vec<u8>) {
         Mutation::Copy { .. } => COPY,
         Mutation::Splice { .. } => SPLICE,
         Mutation::Relocate { .. } => RELOCATE,
+        Mutation::Retain { .. } => RETAIN,
     };
     let len = u16::try_from(encoded_len(mutation)).expect("ids are at most 1,024 bytes");
     out.extend_from_slice(&[kind, 0]);
@@ -97,6 +100,11 @@ pub(crate) fn encode(mutation: &Mutation, out: &mut Vec<u8>) {
             len,
         } => {
             words(&[source.0, target.0, *offset, *len]);
+        }
+        Mutation::Retain { payload, policy } => {
+            let (kind, span) = policy.to_numbers();
+            words(&[payload.0, span]);
+            out.extend_from_slice(&kind.to_le_bytes());
         }
         Mutation::Relocate { from, to, len } => {
             words(&[from.to_bits(), to.to_bits()]);
@@ -178,6 +186,12 @@ fn decode_body(kind: u8, mut body: Body<'_>) -> Result<Mutation, Malformed> {
             check_located(from, len)?;
             check_located(to, len)?;
             Mutation::Relocate { from, to, len }
+        }
+        RETAIN => {
+            let (payload, span) = (body.payload()?, body.word()?);
+            let policy = RetentionPolicy::from_numbers(body.half()?, span);
+            let policy = policy.ok_or(Malformed("a policy is unknown"))?;
+            Mutation::Retain { payload, policy }
         }
         _ => return Err(Malformed("a record's kind is unknown")),
     };
@@ -305,6 +319,14 @@ mod tests {
                 from: at,
                 to: Location::new(SegmentId(4), 0),
                 len: 17,
+            },
+            Mutation::Retain {
+                payload,
+                policy: RetentionPolicy::Ttl(std::time::Duration::from_secs(3600)),
+            },
+            Mutation::Retain {
+                payload,
+                policy: RetentionPolicy::Pin,
             },
         ]
     }

@@ -15,8 +15,10 @@
 
 pub(crate) mod extent;
 pub(crate) mod live;
+mod pieces;
 pub(crate) mod tree;
 
+use crate::config::RetentionPolicy;
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
 use crate::types::{Generation, Location, Lsn, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
@@ -26,6 +28,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use tree::{Entry, Tree};
+
+pub(crate) use pieces::{Found, Piece, Pieces};
 
 /// One payload.
 pub(crate) struct Payload {
@@ -44,28 +48,6 @@ pub(crate) struct Payload {
     pub(crate) blocks: Cell<Option<u64>>,
 }
 
-/// What a range of a payload holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Found {
-    /// Bytes, at this place of the log.
-    At(Location),
-    /// Zeros that were asked for.
-    Zero,
-    /// Nothing was ever written there: zeros, or what a copy-on-write source has.
-    Absent,
-}
-
-/// A range of a payload and what it holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Piece {
-    pub(crate) offset: u64,
-    pub(crate) len: u64,
-    pub(crate) found: Found,
-}
-
-/// Pieces of a range, in order. Most reads find one: it needs no allocation.
-pub(crate) type Pieces = smallvec::SmallVec<[Piece; 1]>;
-
 /// A mutation does not fit the map: in replay, records before it were lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Misfit;
@@ -74,6 +56,8 @@ pub(crate) struct Misfit;
 pub(crate) struct Map {
     payloads: BTreeMap<PayloadNo, Payload>,
     names: BTreeMap<PayloadId, PayloadNo>,
+    /// What may be evicted of payloads for which somebody has said it.
+    policies: BTreeMap<PayloadNo, RetentionPolicy>,
     pub(crate) live: Live,
     next_payload: u64,
     /// Relocated ranges that extents may still refer to by their old place.
@@ -88,6 +72,7 @@ impl Map {
         Map {
             payloads: BTreeMap::new(),
             names: BTreeMap::new(),
+            policies: BTreeMap::new(),
             live: Live::default(),
             next_payload: 1,
             relocated: BTreeMap::new(),
@@ -106,6 +91,16 @@ impl Map {
 
     pub(crate) fn payload(&self, number: PayloadNo) -> Option<&Payload> {
         self.payloads.get(&number)
+    }
+
+    /// What may be evicted of a payload, if somebody has said it.
+    pub(crate) fn policy(&self, number: PayloadNo) -> Option<RetentionPolicy> {
+        self.policies.get(&number).copied()
+    }
+
+    /// All payloads for which somebody has said it.
+    pub(crate) fn policies(&self) -> &BTreeMap<PayloadNo, RetentionPolicy> {
+        &self.policies
     }
 
     /// Payloads that have a name.
@@ -162,6 +157,12 @@ impl Map {
                 len,
             } => {
                 return self.splice(source, target, offset, len, lsn);
+            }
+            Mutation::Retain { payload, policy } => {
+                let found = self.payloads.get_mut(&payload).ok_or(Misfit)?;
+                found.changed = lsn;
+                self.policies.insert(payload, policy);
+                return Ok(());
             }
             Mutation::Relocate { from, to, len } => {
                 self.relocated.insert(from, (len, to));
@@ -245,6 +246,7 @@ impl Map {
 
     fn delete(&mut self, number: PayloadNo) -> Result<(), Misfit> {
         let payload = self.payloads.remove(&number).ok_or(Misfit)?;
+        self.policies.remove(&number);
         if let Some(id) = &payload.id {
             self.names.remove(id);
         }
@@ -292,56 +294,6 @@ impl Map {
         parts.extents.release(&mut self.live);
         parts.zeroed.release(&mut self.live);
         Ok(())
-    }
-
-    /// What `[offset, offset + len)` of a payload holds, without gaps, in order. The size is not
-    /// looked at: past it, everything is absent.
-    pub(crate) fn pieces(payload: &Payload, offset: u64, len: u64) -> Pieces {
-        let end = offset + len;
-        let mut pieces = Pieces::new();
-        let mut at = offset;
-        let fill = |pieces: &mut Pieces, from: u64, to: u64| {
-            let mut at = from;
-            for zero in payload.zeroed.range(from, to) {
-                let (start, end) = (zero.start(), zero.end());
-                if start > at {
-                    pieces.push(Piece {
-                        offset: at,
-                        len: start - at,
-                        found: Found::Absent,
-                    });
-                }
-                pieces.push(Piece {
-                    offset: start,
-                    len: end - start,
-                    found: Found::Zero,
-                });
-                at = end;
-            }
-            if to > at {
-                pieces.push(Piece {
-                    offset: at,
-                    len: to - at,
-                    found: Found::Absent,
-                });
-            }
-        };
-        for mapped in payload.extents.range(offset, end) {
-            if mapped.start() > at {
-                fill(&mut pieces, at, mapped.start());
-            }
-            let len = mapped.end() - mapped.start();
-            pieces.push(Piece {
-                offset: mapped.start(),
-                len,
-                found: Found::At(mapped.at()),
-            });
-            at = mapped.end();
-        }
-        if end > at {
-            fill(&mut pieces, at, end);
-        }
-        pieces
     }
 
     /// The mutations that begin a payload of this name, unless it exists, and its number.
@@ -578,6 +530,17 @@ impl Map {
         }
         self.payloads.insert(number, payload);
         Ok(())
+    }
+
+    /// A policy as a checkpoint has it.
+    pub(crate) fn restore_policy(
+        &mut self,
+        number: PayloadNo,
+        policy: RetentionPolicy,
+    ) -> Result<(), Misfit> {
+        let known = self.payloads.contains_key(&number);
+        self.policies.insert(number, policy);
+        known.then_some(()).ok_or(Misfit)
     }
 
     /// Numbers below `next` are taken.

@@ -21,7 +21,7 @@ use crate::cache::table::Origin;
 use crate::chunks::Chunks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
-use crate::map::{Map, Payload, Pieces};
+use crate::map::{Found, Map, Payload, Pieces};
 use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
@@ -138,7 +138,7 @@ impl State {
             }
             Mutation::Delete { payload } => (payload, 0..=u64::MAX),
             Mutation::Copy { target, .. } => (target, 0..=u64::MAX),
-            Mutation::Create { .. } | Mutation::Relocate { .. } => return,
+            Mutation::Create { .. } | Mutation::Relocate { .. } | Mutation::Retain { .. } => return,
         };
         self.buffer.invalidate(payload, pages);
     }
@@ -299,6 +299,9 @@ impl<D: Driver> Shard<D> {
         let reserve = async { self.state().buffer.reserve(&frames) };
         // In this order: the device has its work before room is made for what comes of it.
         let (gathered, mut room) = join(self.gather(sources), reserve).await;
+        if planted("fetched_over_newer") {
+            self.put_back(&plan);
+        }
         let mut parts = Parts::new();
         for part in gathered? {
             match part {
@@ -310,6 +313,32 @@ impl<D: Driver> Shard<D> {
             self.keep(id, (&plan, &origins), &mut parts, origin, &mut room);
         }
         Ok((plan.first, parts))
+    }
+
+    /// Planted bug: what was fetched becomes the payload's again, whatever came meanwhile.
+    fn put_back(&self, plan: &Plan) {
+        let mut state = self.state();
+        let state = &mut *state;
+        for piece in &plan.pieces {
+            let Found::At(at) = piece.found else { continue };
+            let held = state.segments.find(at.segment());
+            let is_cold = held.is_some_and(|held| held.file().is_none());
+            let Some(changed) = state.map.payload(plan.number).map(|it| it.changed) else {
+                return;
+            };
+            let mutation = Mutation::Write {
+                payload: plan.number,
+                offset: piece.offset,
+                len: piece.len as u32,
+                at,
+            };
+            if is_cold {
+                state
+                    .map
+                    .apply(&mutation, changed)
+                    .expect("it was just found");
+            }
+        }
     }
 
     /// Whether a payload still is what it was when the read was planned.

@@ -9,6 +9,7 @@
 //!    bytes of the last have been logged since.
 
 use super::{Shard, State};
+use crate::config::RetentionPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checkpoint::{Encoder, Item, identity};
@@ -393,6 +394,7 @@ impl<D: Driver> Shard<D> {
             covers,
             head,
             payloads: state.map.snapshot(),
+            policies: state.map.policies().clone().into_iter().collect(),
             dead,
         }
     }
@@ -463,6 +465,10 @@ impl<D: Driver> Shard<D> {
             out.push(&item);
             bytes += self.drain_chunks(&file, &mut out, bytes).await?;
         }
+        for &(payload, policy) in &begun.policies {
+            out.push(&Item::Policy { payload, policy });
+            bytes += self.drain_chunks(&file, &mut out, bytes).await?;
+        }
         let last = out.encoder.finish();
         bytes += self.write_chunk(&file, &last, bytes).await?;
         file.sync().await?;
@@ -494,7 +500,7 @@ impl<D: Driver> Shard<D> {
     /// The checkpoint is durable: older ones go, and what only they needed.
     async fn finish_checkpoint(&self, kept: Kept, dead: &[SegmentId]) {
         mark("checkpoint");
-        let old: Vec<u64> = {
+        let (old, dropped): (Vec<u64>, Vec<SegmentId>) = {
             let mut state = self.state();
             let state = &mut *state;
             state.stats.checkpoints += 1;
@@ -513,13 +519,13 @@ impl<D: Driver> Shard<D> {
                     tier.note_freed(self.0.params.shard, held, kept.sequence);
                 }
             }
-            state
-                .upkeep
-                .kept
-                .drain(..surplus)
-                .map(|kept| kept.sequence)
-                .collect()
+            let old = state.upkeep.kept.drain(..surplus);
+            let old = old.map(|kept| kept.sequence).collect();
+            (old, freed.iter().map(|held| held.id).collect())
         };
+        for id in dropped {
+            self.drop_kept(id).await;
+        }
         self.collect_garbage();
         self.0.tier_changed.notify();
         for sequence in old {
@@ -557,6 +563,7 @@ struct Begun {
     /// Where replay goes on, and the sealed segments.
     head: Vec<Item>,
     payloads: Vec<(PayloadNo, Payload)>,
+    policies: Vec<(PayloadNo, RetentionPolicy)>,
     /// Segments that nothing referred to.
     dead: Vec<SegmentId>,
 }

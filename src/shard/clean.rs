@@ -13,7 +13,7 @@
 //! 3. A victim is given up only by `Segments`, when nothing refers to it; a walk that missed a
 //!    reference costs time, not data.
 
-use super::read::{Source, Sources};
+use super::read::{Interest, Source, Sources};
 use super::space::{Purpose, SEGMENTS_LOW};
 use super::{Shard, State};
 use crate::error::{ErrorKind, Result};
@@ -440,7 +440,10 @@ impl<D: Driver> Shard<D> {
 
     async fn read_to_move(&self, from: Location, len: u32) -> Result<Bytes> {
         let mut sources = Sources::new();
-        self.0.state.borrow().located(from, len, &mut sources)?;
+        self.0
+            .state
+            .borrow()
+            .located(from, len, Interest::Passing, &mut sources)?;
         let read = sources.iter().map(Source::device_bytes).sum::<u64>();
         let bytes = self.join(sources).await?;
         // One read at most, just counted: so whoever looks at both figures sees both or neither.

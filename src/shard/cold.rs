@@ -9,10 +9,11 @@
 //!    gives up takes it along.
 //! 3. A read that needs the remote ends within the uploader's time for a get.
 
-use super::read::DevicePart;
+use super::read::{DevicePart, Interest};
 use super::{Shard, pages_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability};
+use crate::log::kept::CHUNK_PAGES;
 use crate::log::objects;
 use crate::log::segment::is_good_page;
 use crate::marks::{mark, planted};
@@ -21,13 +22,9 @@ use crate::sync::signal::Signal;
 use crate::types::{PAGE, SegmentId};
 use crate::upload::manifest::segment_name;
 use bytes::{Bytes, BytesMut};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-
-/// Pages that are fetched at least: 32 KiB cost hardly more time than one page, and eight times as
-/// few requests where reads are near each other.
-const CHUNK_PAGES: u32 = 8;
 
 /// Chunks of one request to the remote at most: 1 MiB, so that a large read is several streams.
 const RUN_CHUNKS_MAX: u32 = 32;
@@ -43,6 +40,8 @@ const TABLE: u32 = u32::MAX;
 pub(super) struct Fetch {
     result: RefCell<Option<Result<Bytes>>>,
     done: Signal,
+    /// Somebody who waits for it may come again.
+    is_kept: Cell<bool>,
 }
 
 /// What is on its way, by segment and chunk.
@@ -52,7 +51,9 @@ impl<D: Driver> Shard<D> {
     /// Reads and checks a part from the remote.
     pub(super) async fn read_remote(&self, part: &DevicePart) -> Result<Bytes> {
         let (first, count) = pages_of(part.at.offset(), part.len);
-        let pages = self.fetch_pages(&part.held, first, count).await;
+        let pages = self
+            .fetch_pages(&part.held, first, count, part.interest)
+            .await;
         let pages = pages.inspect_err(|error| {
             if error.kind() == ErrorKind::Unavailable {
                 self.state().stats.offline_reads_blocked += 1;
@@ -68,9 +69,13 @@ impl<D: Driver> Shard<D> {
         held: &Rc<Held>,
         first: u32,
         count: u32,
+        interest: Interest,
     ) -> Result<Bytes> {
         let chunks = first / CHUNK_PAGES..=(first + count - 1) / CHUNK_PAGES;
         let fetches = self.start_fetches(held, chunks.clone());
+        for fetch in fetches.iter().filter(|_| interest == Interest::Lasting) {
+            fetch.is_kept.set(true);
+        }
         let mut joined = BytesMut::new();
         let mut single = None;
         for fetch in &fetches {
@@ -133,6 +138,7 @@ impl<D: Driver> Shard<D> {
         let first = start * CHUNK_PAGES;
         let count = (run.len() as u32 * CHUNK_PAGES).min(held.pages.get() - first);
         let result = self.fetch_checked(held, first, count).await;
+        let is_kept = run.iter().any(|fetch| fetch.is_kept.get());
         for (index, fetch) in run.into_iter().enumerate() {
             self.state()
                 .fetches
@@ -144,6 +150,9 @@ impl<D: Driver> Shard<D> {
             });
             *fetch.result.borrow_mut() = Some(piece);
             fetch.done.notify();
+        }
+        if is_kept && let Ok(bytes) = result {
+            self.keep_fetched(held, start, bytes);
         }
     }
 
@@ -163,6 +172,7 @@ impl<D: Driver> Shard<D> {
         for (page, index) in bytes.chunks_exact(PAGE).zip(first..) {
             let good = is_good_page(held.identity, index, page, &sums);
             if !good && !planted("skip_remote_checksum") {
+                self.state().stats.remote_checksum_failures += 1;
                 return Err(missing(held, "fails its checksum in the remote"));
             }
         }
@@ -194,8 +204,10 @@ impl<D: Driver> Shard<D> {
         }
         let table = fetch.done.until(|| fetch.result.borrow().clone()).await?;
         let sums = objects::parse_table(held.identity, held.pages.get(), &table);
-        sums.map(Into::into)
-            .ok_or_else(|| missing(held, "has no good table of sums in the remote"))
+        sums.map(Into::into).ok_or_else(|| {
+            self.state().stats.remote_checksum_failures += 1;
+            missing(held, "has no good table of sums in the remote")
+        })
     }
 
     async fn get(&self, held: &Held, offset: u64, len: u64) -> Result<Bytes> {
@@ -221,7 +233,9 @@ impl<D: Driver> Shard<D> {
     /// Writes pages that were bad on the local disk anew, from what the remote has.
     pub(super) async fn mend(&self, part: &DevicePart) -> Result<()> {
         let (first, count) = pages_of(part.at.offset(), part.len);
-        let pages = self.fetch_pages(&part.held, first, count).await?;
+        let pages = self
+            .fetch_pages(&part.held, first, count, Interest::Passing)
+            .await?;
         let mut buf = self.0.driver.pool().take(pages.len());
         buf.copy_from_slice(&pages);
         let offset = u64::from(first) * PAGE as u64;

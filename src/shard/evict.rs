@@ -8,15 +8,18 @@
 //! 4. A file that is given up is removed, not used again: an older checkpoint may say that the
 //!    segment is in it.
 
+use super::space::Purpose;
+use super::write::RECORDS_LEN;
 use super::{Shard, State};
 use crate::config::RetentionPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::marks::{mark, planted};
+use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
 use crate::residency::Held;
 use crate::types::{Lsn, Nanos, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -30,7 +33,6 @@ const TTL_PERIOD_MAX: Duration = Duration::from_secs(60);
 /// What may be evicted, by the payloads' policies and the store's.
 pub(super) struct Retention {
     default: RetentionPolicy,
-    own: BTreeMap<PayloadNo, RetentionPolicy>,
     /// How often they were changed.
     changes: u64,
     /// A pass that found nothing found it when all of this stood so.
@@ -48,36 +50,39 @@ struct Progress {
     covered: SegmentId,
     changes: u64,
     freed: u64,
+    kept: u64,
 }
 
 impl Retention {
     pub(super) fn new(default: RetentionPolicy) -> Retention {
         Retention {
             default,
-            own: BTreeMap::new(),
             changes: 0,
             futile: None,
             awaits_uploads: false,
             timing: false,
         }
     }
+}
 
-    fn of(&self, payload: PayloadNo) -> RetentionPolicy {
-        self.own.get(&payload).copied().unwrap_or(self.default)
+impl State {
+    /// What may be evicted of a payload.
+    fn policy_of(&self, payload: PayloadNo) -> RetentionPolicy {
+        self.map.policy(payload).unwrap_or(self.retention.default)
     }
 
     /// The shortest time to live that anybody has.
     fn shortest_ttl(&self) -> Option<Duration> {
-        let all = self.own.values().chain([&self.default]);
-        all.filter_map(|policy| match policy {
-            RetentionPolicy::Ttl(span) => Some(*span),
-            RetentionPolicy::Pin | RetentionPolicy::Lru => None,
-        })
-        .min()
+        let all = self.map.policies().values();
+        let spans = all
+            .chain([&self.retention.default])
+            .filter_map(|policy| match policy {
+                RetentionPolicy::Ttl(span) => Some(*span),
+                RetentionPolicy::Pin | RetentionPolicy::Lru => None,
+            });
+        spans.min()
     }
-}
 
-impl State {
     /// Whether a segment's file may go, policies aside.
     fn is_evictable(&self, held: &Rc<Held>) -> bool {
         self.counts_in_remote(held) && self.is_covered(held) && held.is_unread()
@@ -102,6 +107,16 @@ impl State {
         held.id < self.upkeep.covered_by_all() && recorded
     }
 
+    /// The coldest segment that may give up its file, or what is kept of it.
+    fn coldest(&self, barred: &BTreeSet<SegmentId>) -> Option<Rc<Held>> {
+        let goes = |held: &&Rc<Held>| {
+            let kept = self.kept.bytes_of(held.id) > 0;
+            (kept || self.is_evictable(held)) && !barred.contains(&held.id)
+        };
+        let goes = self.segments.iter().filter(goes);
+        goes.min_by_key(|held| (held.used.get(), held.id)).cloned()
+    }
+
     /// Whether checkpoints would make more segments evictable.
     fn waits_for_checkpoint(&self) -> bool {
         let waits = |held: &Rc<Held>| self.counts_in_remote(held) && !self.is_covered(held);
@@ -117,6 +132,7 @@ impl State {
             covered: self.upkeep.covered_by_all(),
             changes: self.retention.changes,
             freed: self.stats.cleaned_segments,
+            kept: self.kept.bytes(),
         }
     }
 
@@ -144,6 +160,7 @@ impl<D: Driver> Shard<D> {
             && state.may_evict()
             && !state.is_futile()
             && (state.segments.iter().any(|held| state.is_evictable(held))
+                || !state.kept.is_empty()
                 || state.waits_for_checkpoint())
     }
 
@@ -161,14 +178,13 @@ impl<D: Driver> Shard<D> {
             let coldest = {
                 let state = self.0.state.borrow();
                 let may = self.is_short_of_files(&state) && state.may_evict();
-                let free = state
-                    .segments
-                    .iter()
-                    .filter(|held| may && state.is_evictable(held) && !barred.contains(&held.id));
-                free.min_by_key(|held| (held.used.get(), held.id)).cloned()
+                may.then(|| state.coldest(&barred)).flatten()
             };
             let Some(held) = coldest else { break };
-            evicted += self.evict_segment(held).await;
+            evicted += match held.file() {
+                Some(_) => self.evict_segment(held).await,
+                None => self.drop_kept(held.id).await,
+            };
         }
         if evicted > 0 {
             return Ok(());
@@ -214,8 +230,8 @@ impl<D: Driver> Shard<D> {
         let mut barred = BTreeSet::new();
         let mut next = Some(PayloadNo(0));
         let all_lru = {
-            let retention = &self.0.state.borrow().retention;
-            retention.own.is_empty() && retention.default == RetentionPolicy::Lru
+            let state = self.0.state.borrow();
+            state.map.policies().is_empty() && state.retention.default == RetentionPolicy::Lru
         };
         if all_lru && !keeps(RetentionPolicy::Lru, Nanos(0), Nanos(0)) {
             return barred;
@@ -229,7 +245,7 @@ impl<D: Driver> Shard<D> {
                         next = Some(number);
                         break;
                     }
-                    let policy = state.retention.of(number);
+                    let policy = state.policy_of(number);
                     if policy == RetentionPolicy::Lru && !keeps(policy, now, now) {
                         continue;
                     }
@@ -264,7 +280,7 @@ impl<D: Driver> Shard<D> {
         let segments = {
             let state = self.0.state.borrow();
             let number = state.map.number(id).ok_or_else(Error::not_found)?;
-            if state.retention.of(number) == RetentionPolicy::Pin {
+            if state.policy_of(number) == RetentionPolicy::Pin {
                 return Ok(0);
             }
             let payload = state.map.payload(number).expect("a name has a payload");
@@ -298,30 +314,39 @@ impl<D: Driver> Shard<D> {
                 let held = state.segments.find(*id);
                 held.filter(|held| state.is_evictable(held)).cloned()
             };
-            if let Some(held) = held {
-                freed += self.evict_segment(held).await;
-            }
+            freed += match held {
+                Some(held) => self.evict_segment(held).await,
+                None => self.drop_kept(*id).await,
+            };
         }
         Ok(freed)
     }
 
-    pub(super) fn set_retention(
+    /// Says what may be evicted of a payload, from now on and after a restart.
+    pub(super) async fn set_retention(
         &self,
-        id: Option<&PayloadId>,
+        id: &PayloadId,
         policy: RetentionPolicy,
     ) -> Result<()> {
-        let mut state = self.state();
-        let state = &mut *state;
-        match id {
-            Some(id) => {
-                let number = state.map.number(id).ok_or_else(Error::not_found)?;
-                state.retention.own.insert(number, policy);
-            }
-            None => state.retention.default = policy,
-        }
-        state.retention.changes += 1;
-        self.0.upkeep_due.notify();
+        self.record(Purpose::Meta, RECORDS_LEN, &[], |state, _| {
+            let payload = state.map.number(id).ok_or_else(Error::not_found)?;
+            Ok((vec![Mutation::Retain { payload, policy }], ()))
+        })
+        .await?;
+        self.note_policies();
         Ok(())
+    }
+
+    /// The same for all payloads of which nobody has said it, until the store is closed.
+    pub(super) fn set_default_retention(&self, policy: RetentionPolicy) {
+        self.state().retention.default = policy;
+        self.note_policies();
+    }
+
+    fn note_policies(&self) {
+        self.state().retention.changes += 1;
+        self.0.upkeep_due.notify();
+        self.start_ttl_timer();
     }
 
     pub(super) fn set_eviction_enabled(&self, enabled: bool) {
@@ -337,7 +362,7 @@ impl<D: Driver> Shard<D> {
     /// Starts the timer that evicts what a time to live has run out for, if anybody has one.
     pub(super) fn start_ttl_timer(&self) {
         let mut state = self.state();
-        let idle = state.tier.is_none() || state.retention.shortest_ttl().is_none();
+        let idle = state.tier.is_none() || state.shortest_ttl().is_none();
         if idle || std::mem::replace(&mut state.retention.timing, true) {
             return;
         }
@@ -345,7 +370,7 @@ impl<D: Driver> Shard<D> {
         let shard = self.clone();
         self.0.driver.spawn(async move {
             loop {
-                let ttl = shard.0.state.borrow().retention.shortest_ttl();
+                let ttl = shard.0.state.borrow().shortest_ttl();
                 let Some(ttl) = ttl else { break };
                 let period = (ttl / 4).clamp(TTL_PERIOD_MIN, TTL_PERIOD_MAX);
                 shard.0.driver.sleep(period).await;
@@ -363,8 +388,9 @@ impl<D: Driver> Shard<D> {
     async fn evict_expired(&self) -> Result<()> {
         let expires = |state: &State, held: &Rc<Held>| {
             let idle = self.now().since(held.used.get());
-            let ttl = state.retention.shortest_ttl();
-            held.file().is_some() && held.is_sealed() && ttl.is_some_and(|ttl| idle >= ttl)
+            let ttl = state.shortest_ttl();
+            let here = held.file().is_some() || state.kept.bytes_of(held.id) > 0;
+            here && held.is_sealed() && ttl.is_some_and(|ttl| idle >= ttl)
         };
         let old: BTreeSet<SegmentId> = {
             let state = self.0.state.borrow();

@@ -1,4 +1,4 @@
-//! The segment files of one shard: names, and a bounded set of open handles.
+//! The files of one shard that hold bytes: names, and a bounded set of open handles.
 //!
 //! Invariants:
 //! 1. A handle that was given out stays valid for as long as its holder keeps it, whatever the set
@@ -11,7 +11,7 @@ use crate::io::retry::is_exhausted;
 use crate::io::{Driver, OpenMode};
 use crate::marks::mark;
 use crate::residency::Held;
-use crate::types::NUMBER_MAX;
+use crate::types::{Epoch, NUMBER_MAX, SegmentId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -32,6 +32,43 @@ pub(super) fn parse_segment_name(name: &str) -> Option<u64> {
     (segment_name(number) == name && number < NUMBER_MAX).then_some(number)
 }
 
+/// Name of the file that keeps what was fetched of a segment.
+pub(super) fn kept_name(segment: SegmentId, epoch: Epoch) -> String {
+    format!("kept-{:016x}-{:016x}", segment.0, epoch.0)
+}
+
+/// The segment and the epoch in such a name.
+pub(super) fn parse_kept_name(name: &str) -> Option<(SegmentId, Epoch)> {
+    let (segment, epoch) = name.strip_prefix("kept-")?.split_once('-')?;
+    let parse = |digits| u64::from_str_radix(digits, 16).ok();
+    let (segment, epoch) = (SegmentId(parse(segment)?), Epoch(parse(epoch)?));
+    (kept_name(segment, epoch) == name).then_some((segment, epoch))
+}
+
+/// A file that may stay open.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum FileId {
+    /// The file of this number, which holds segments.
+    Numbered(u64),
+    /// What was fetched of a segment.
+    Kept(SegmentId, Epoch),
+}
+
+impl FileId {
+    fn name(self) -> String {
+        match self {
+            FileId::Numbered(file) => segment_name(file),
+            FileId::Kept(segment, epoch) => kept_name(segment, epoch),
+        }
+    }
+}
+
+impl From<u64> for FileId {
+    fn from(file: u64) -> FileId {
+        FileId::Numbered(file)
+    }
+}
+
 /// Opens files, and keeps some of them open.
 pub(super) struct Files<D: Driver> {
     driver: D,
@@ -40,14 +77,14 @@ pub(super) struct Files<D: Driver> {
 }
 
 struct Open<F> {
-    by_number: BTreeMap<u64, F>,
-    oldest: VecDeque<u64>,
+    by_id: BTreeMap<FileId, F>,
+    oldest: VecDeque<FileId>,
 }
 
 impl<D: Driver> Files<D> {
     pub(super) fn new(driver: D, params: Params) -> Files<D> {
         let open = Open {
-            by_number: BTreeMap::new(),
+            by_id: BTreeMap::new(),
             oldest: VecDeque::new(),
         };
         Files {
@@ -57,20 +94,21 @@ impl<D: Driver> Files<D> {
         }
     }
 
-    pub(super) fn path(&self, file: u64) -> String {
-        self.params.path(&segment_name(file))
+    pub(super) fn path(&self, file: impl Into<FileId>) -> String {
+        self.params.path(&file.into().name())
     }
 
     /// A handle of an existing file. Waits for as long as the process has no descriptor to spare.
-    pub(super) async fn open(&self, number: u64) -> io::Result<D::File> {
+    pub(super) async fn open(&self, file: impl Into<FileId>) -> io::Result<D::File> {
+        let id = file.into();
         let mut waits = false;
         loop {
-            if let Some(file) = self.open.borrow().by_number.get(&number) {
+            if let Some(file) = self.open.borrow().by_id.get(&id) {
                 return Ok(file.clone());
             }
-            match self.open_path(&self.path(number), OpenMode::Existing).await {
+            match self.open_path(&self.path(id), OpenMode::Existing).await {
                 Ok(file) => {
-                    self.keep(number, file.clone());
+                    self.keep(id, file.clone());
                     return Ok(file);
                 }
                 Err(error) if is_exhausted(&error) => {
@@ -107,33 +145,35 @@ impl<D: Driver> Files<D> {
     /// Closes what is kept if that is what an error asks for; says whether it helped.
     fn shed(&self, error: &io::Error) -> bool {
         let mut open = self.open.borrow_mut();
-        let helps = is_exhausted(error) && !open.by_number.is_empty();
+        let helps = is_exhausted(error) && !open.by_id.is_empty();
         if helps {
             mark("open files shed");
-            open.by_number.clear();
+            open.by_id.clear();
             open.oldest.clear();
         }
         helps
     }
 
     /// Keeps a handle for later.
-    pub(super) fn keep(&self, number: u64, file: D::File) {
+    pub(super) fn keep(&self, id: impl Into<FileId>, file: D::File) {
+        let id = id.into();
         let mut open = self.open.borrow_mut();
-        if open.by_number.insert(number, file).is_none() {
-            open.oldest.push_back(number);
+        if open.by_id.insert(id, file).is_none() {
+            open.oldest.push_back(id);
         }
-        while open.by_number.len() > self.params.files_open_max {
+        while open.by_id.len() > self.params.files_open_max {
             let Some(oldest) = open.oldest.pop_front() else {
                 return;
             };
-            open.by_number.remove(&oldest);
+            open.by_id.remove(&oldest);
         }
     }
 
     /// Closes a file that is about to be removed.
-    pub(super) fn forget(&self, number: u64) {
+    pub(super) fn forget(&self, file: impl Into<FileId>) {
+        let id = file.into();
         let mut open = self.open.borrow_mut();
-        open.by_number.remove(&number);
-        open.oldest.retain(|kept| *kept != number);
+        open.by_id.remove(&id);
+        open.oldest.retain(|kept| *kept != id);
     }
 }

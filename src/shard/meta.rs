@@ -57,31 +57,40 @@ impl<D: Driver> Shard<D> {
         let len = len.min(payload.size.saturating_sub(offset));
         let mut extents: Vec<Extent> = Vec::new();
         for piece in Map::pieces(payload, offset, len) {
-            let kind = match piece.found {
-                Found::At(at) => self.kind_of(at, &state),
-                Found::Zero | Found::Absent => ExtentKind::Hole,
-            };
-            match extents.last_mut() {
-                Some(last) if last.kind == kind => last.len += piece.len,
-                _ => extents.push(Extent {
-                    offset: piece.offset,
-                    len: piece.len,
-                    kind,
-                }),
+            let mut done = 0;
+            while done < piece.len {
+                let (kind, len) = match piece.found {
+                    Found::At(at) => {
+                        let left = (piece.len - done) as u32;
+                        self.kind_of(at.advance(done as u32), left, &state)
+                    }
+                    Found::Zero | Found::Absent => (ExtentKind::Hole, piece.len),
+                };
+                match extents.last_mut() {
+                    Some(last) if last.kind == kind => last.len += len,
+                    _ => extents.push(Extent {
+                        offset: piece.offset + done,
+                        len,
+                        kind,
+                    }),
+                }
+                done += len;
             }
         }
         Ok(extents)
     }
 
-    fn kind_of(&self, at: Location, state: &super::State) -> ExtentKind {
+    /// Where the bytes at a place are, and how many from there on are there, too.
+    fn kind_of(&self, at: Location, len: u32, state: &super::State) -> (ExtentKind, u64) {
         if state.first_dirty().is_some_and(|first| at >= first) {
-            return ExtentKind::Dirty;
+            return (ExtentKind::Dirty, u64::from(len));
         }
-        let held = state.segments.find(at.segment());
-        match held.is_some_and(|held| held.file().is_none()) {
-            true => ExtentKind::Remote,
-            false => ExtentKind::Local,
-        }
+        let (here, len) = state.is_here(at, len);
+        let kind = match here {
+            true => ExtentKind::Local,
+            false => ExtentKind::Remote,
+        };
+        (kind, u64::from(len))
     }
 
     /// The shard's figures. Blocks are counted payload by payload, between other work.
@@ -125,13 +134,14 @@ impl<D: Driver> Shard<D> {
             let blocks = extent.start() / block_bytes..=(extent.end() - 1) / block_bytes;
             all.add(&blocks);
             // A block counts by its worst state: dirty before local before remote.
-            match self.kind_of(extent.at(), state) {
-                ExtentKind::Dirty => {
+            let len = (extent.end() - extent.start()) as u32;
+            match self.kind_of(extent.at(), len, state) {
+                (ExtentKind::Dirty, _) => {
                     dirty.add(&blocks);
                     here.add(&blocks);
                 }
-                ExtentKind::Local => here.add(&blocks),
-                ExtentKind::Remote | ExtentKind::Hole => {}
+                (ExtentKind::Local, _) => here.add(&blocks),
+                (ExtentKind::Remote | ExtentKind::Hole, _) => {}
             }
         }
         payload.blocks.set(Some(all.count));
@@ -150,8 +160,10 @@ impl<D: Driver> Shard<D> {
         let segments = files as u64 * params.segment_bytes();
         stats.file_count = state.map.len() as u64;
         stats.content_count = stats.file_count;
-        stats.local_disk_used =
-            segments + state.upkeep.checkpoint_bytes().max(CHECKPOINT_BYTES_MIN);
+        stats.local_disk_used = segments
+            + state.kept.bytes()
+            + state.upkeep.checkpoint_bytes().max(CHECKPOINT_BYTES_MIN);
+        stats.kept_bytes = state.kept.bytes();
         stats.local_disk_max = share(config.local_bytes_max.unwrap_or(0));
         stats.local_mem_used =
             state.tail.bytes() + u64::from(state.log.has_open_batch()) * state.log.batch_bytes();
@@ -180,6 +192,16 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// What was found at the opening counts its age from here, and as used now: nobody knows
+    /// better.
+    pub(super) fn begin_ages(&self) {
+        let (state, now) = (self.0.state.borrow(), self.now());
+        for held in state.segments.iter() {
+            held.began.set(now);
+            held.used.set(now);
+        }
+    }
+
     /// What of the log is for nothing, and what only this machine has.
     fn count_log(&self, state: &super::State, stats: &mut Stats) {
         for held in state.segments.iter() {
@@ -194,6 +216,8 @@ impl<D: Driver> Shard<D> {
             }
             if state.tier.is_some() && !held.is_uploaded() {
                 stats.unsynced_bytes += bytes;
+                let age = self.now().since(held.began.get()).as_secs_f64();
+                stats.oldest_unsynced_seconds = stats.oldest_unsynced_seconds.max(age);
             }
         }
     }

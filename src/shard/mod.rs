@@ -22,6 +22,7 @@ mod commit;
 mod evict;
 mod files;
 mod inspect;
+mod kept;
 mod meta;
 mod pace;
 mod read;
@@ -153,6 +154,7 @@ struct State {
     tier: Option<tier::Tier>,
     /// Chunks that are on their way from the remote.
     fetches: cold::Fetches,
+    kept: kept::Kept,
     retention: evict::Retention,
     closing: bool,
 }
@@ -212,10 +214,12 @@ impl<D: Driver> Shard<D> {
         control: Receiver<Control>,
         outcome: Outcome,
     ) {
+        self.begin_ages();
         self.spawn_upkeep();
         self.spawn_committer();
         self.spawn_tier();
         self.start_ttl_timer();
+        self.start_finding_kept();
         self.0.driver.spawn(self.clone().serve_writes(writes));
         self.0.driver.spawn(self.clone().serve_control(control));
         let mut batch = VecDeque::new();
@@ -359,15 +363,12 @@ impl<D: Driver> Shard<D> {
                 reply.send(self.owned(&id, at, Op::Meta, || self.evict(&id)).await);
             }
             Work::SetRetention { id, policy, reply } => {
-                let flow = async || self.set_retention(Some(&id), policy);
-                let result = self.owned(&id, at, Op::Meta, flow).await;
-                self.start_ttl_timer();
-                reply.send(result);
+                let flow = || self.set_retention(&id, policy);
+                reply.send(self.owned(&id, at, Op::Meta, flow).await);
             }
             Work::SetDefaultRetention { policy, reply } => {
-                let result = self.set_retention(None, policy);
-                self.start_ttl_timer();
-                reply.send(result);
+                self.set_default_retention(policy);
+                reply.send(Ok(()));
             }
             Work::SetEviction { enabled, reply } => {
                 self.set_eviction_enabled(enabled);
@@ -448,6 +449,7 @@ impl<D: Driver> Shard<D> {
         if let Some(slow) = self.0.params.config.slow_op
             && now.since(at) > slow
         {
+            self.state().latencies.note_slow(op);
             let (shard, took) = (self.0.params.shard.0, now.since(at));
             tracing::warn!(shard, ?op, ?took, "a slow operation");
         }

@@ -55,11 +55,19 @@ impl Source {
 /// The sources of a read, in order; most reads have one, which needs no allocation.
 pub(super) type Sources = SmallVec<[Source; 1]>;
 
-/// Bytes in a segment on the device.
+/// Whether who reads may come again, so that what is fetched for it is worth keeping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Interest {
+    Lasting,
+    Passing,
+}
+
+/// Bytes in a segment on the device, or in the remote.
 pub(super) struct DevicePart {
     pub(super) held: Rc<Held>,
     pub(super) at: Location,
     pub(super) len: u32,
+    pub(super) interest: Interest,
     /// The sums of its pages, if they are at hand.
     sums: Option<Sums>,
 }
@@ -113,6 +121,7 @@ impl DevicePart {
             held: self.held.clone(),
             at,
             len,
+            interest: self.interest,
             sums: self.sums.as_ref().map(|sums| sums.part(range)),
         }
     }
@@ -132,14 +141,22 @@ impl State {
             match piece.found {
                 Found::Zero => sources.push(Source::Zeros(piece.len)),
                 Found::Absent => sources.push(Source::Absent(piece.offset, piece.len)),
-                Found::At(at) => self.located(at, piece.len as u32, &mut sources)?,
+                Found::At(at) => {
+                    self.located(at, piece.len as u32, Interest::Lasting, &mut sources)?;
+                }
             }
         }
         Ok(sources)
     }
 
     /// Where the bytes at a place come from: memory, or device reads of bounded size.
-    pub(super) fn located(&self, at: Location, len: u32, out: &mut Sources) -> Result<()> {
+    pub(super) fn located(
+        &self,
+        at: Location,
+        len: u32,
+        interest: Interest,
+        out: &mut Sources,
+    ) -> Result<()> {
         if let Some(bytes) = self
             .log
             .read_open(at, len)
@@ -167,6 +184,10 @@ impl State {
             let at = at.advance(done);
             let to_boundary = DEVICE_READ_MAX - at.offset() % PAGE as u32;
             let part = to_boundary.min(len - done);
+            let part = match held.file() {
+                Some(_) => part,
+                None => self.kept.alike(at, part).1,
+            };
             let (first, count) = pages_of(at.offset(), part);
             let range = first as usize..(first + count) as usize;
             let sums = match held.is_sealed() {
@@ -180,6 +201,7 @@ impl State {
                 held: held.clone(),
                 at,
                 len: part,
+                interest,
                 sums,
             }));
             done += part;
@@ -246,7 +268,15 @@ impl<D: Driver> Shard<D> {
     pub(super) async fn read_device(&self, part: DevicePart) -> Result<Bytes> {
         part.held.used.set(self.now());
         if part.held.file().is_none() {
-            return self.read_remote(&part).await;
+            let (is_kept, _) = self.0.state.borrow().is_here(part.at, part.len);
+            let kept = match is_kept {
+                true => self.read_kept(&part).await,
+                false => None,
+            };
+            return match kept {
+                Some(bytes) => Ok(bytes),
+                None => self.read_remote(&part).await,
+            };
         }
         let error = match self.read_local(&part).await {
             Ok(bytes) => return Ok(bytes),
@@ -336,7 +366,10 @@ impl<D: Driver> Shard<D> {
             return Ok(sums);
         }
         if held.file().is_none() {
-            let sums = self.fetch_sums(held).await?;
+            let sums = match self.kept_sums(held).await {
+                Some(sums) => sums,
+                None => self.fetch_sums(held).await?,
+            };
             self.state().segments.keep_sums(held, sums.clone());
             return Ok(sums);
         }

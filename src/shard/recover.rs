@@ -97,11 +97,10 @@ impl<D: Driver> Shard<D> {
             segment_pages,
             batch_pages_max,
         };
-        let durable = Lsn(recovered.end.next_lsn.0 - 1);
         let state = State {
             map: recovered.map,
+            tail: Tail::new(Lsn(recovered.end.next_lsn.0 - 1)),
             log: Log::new(log_params, recovered.end),
-            tail: Tail::new(durable),
             segments: recovered.segments,
             buffer: ReadBuffer::new(params.table.clone(), params.read_buffer_bytes()),
             ahead: Ahead::new(&params),
@@ -115,6 +114,7 @@ impl<D: Driver> Shard<D> {
             deleted: BTreeMap::new(),
             tier: params.remote.clone().map(Tier::new),
             fetches: BTreeMap::new(),
+            kept: Default::default(),
             retention: Retention::new(params.config.retention),
             closing: false,
         };
@@ -173,14 +173,10 @@ pub(super) struct Recovery<'a, D: Driver> {
 impl<D: Driver> Recovery<'_, D> {
     async fn run(&self) -> Result<Recovered> {
         let dir = self.params.dir();
-        self.driver
-            .create_dir(&dir)
-            .await
-            .map_err(|error| self.failed("made", error))?;
-        self.driver
-            .sync_dir("")
-            .await
-            .map_err(|error| self.failed("made durable", error))?;
+        let made = self.driver.create_dir(&dir).await;
+        made.map_err(|error| self.failed("made", error))?;
+        let synced = self.driver.sync_dir("").await;
+        synced.map_err(|error| self.failed("made durable", error))?;
         let entries = self
             .driver
             .list(&dir)
@@ -462,6 +458,9 @@ impl Loading {
                 held.footer_durable.set(true);
                 Ok(())
             }
+            Item::Policy { payload, policy } => map
+                .restore_policy(payload, policy)
+                .map_err(|_| "a checkpoint has a policy for no payload"),
             Item::ExtentLeaf(entries) => {
                 let entries = checked(entries, |(start, len, at)| Mapped::checked(start, len, at))?;
                 extents.push(NodeRef::Leaf(&entries), &mut map.live)

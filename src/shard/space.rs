@@ -97,6 +97,8 @@ pub(super) struct Space {
     next_ticket: u64,
     /// How fast they may go when room is short.
     pace: Pace,
+    /// How many wait for room, of all purposes.
+    waiting: usize,
     /// Sealed segments whose footers are not yet durable.
     sealing: BTreeSet<SegmentId>,
     /// Bytes of the current segment that were written in durable and in other batches.
@@ -141,6 +143,11 @@ impl Space {
     /// The oldest sealed segment whose footer is not yet durable.
     pub(super) fn first_sealing(&self) -> Option<SegmentId> {
         self.sealing.first().copied()
+    }
+
+    /// Whether somebody waits for what is being made, or was made just now.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.making || self.waiting > 0
     }
 
     pub(super) fn has_spare(&self) -> bool {
@@ -299,7 +306,10 @@ impl<D: Driver> Shard<D> {
             if moved {
                 continue;
             }
-            self.wait_for_room(purpose, records, data, since).await?;
+            self.state().space.waiting += 1;
+            let waited = self.wait_for_room(purpose, records, data, since).await;
+            self.state().space.waiting -= 1;
+            waited?;
         }
     }
 
@@ -412,6 +422,8 @@ impl<D: Driver> Shard<D> {
             }
             Purpose::Meta | Purpose::Clean => self.0.params.files_max(),
         };
+        // What is kept of evicted segments takes their room.
+        let files_max = files_max.saturating_sub(self.kept_segments(state));
         let most = files_max.saturating_add(1).max(SEGMENTS_MIN);
         let (most, held) = (most - purpose.reserve(), state.segments.local());
         match (purpose, state.log.open_segment()) {
@@ -453,9 +465,10 @@ impl<D: Driver> Shard<D> {
         let params = &self.0.params;
         let identity =
             crate::log::checksum::Identity::new(&params.store, params.shard, id, params.epoch);
-        state
-            .segments
-            .hold(Held::new(id, params.epoch, Some(file), identity, first));
+        let held = Held::new(id, params.epoch, Some(file), identity, first);
+        held.began.set(self.now());
+        held.used.set(self.now());
+        state.segments.hold(held);
         state.space.note_progress();
         (state.space.synced_bytes, state.space.other_bytes) = (0, 0);
         drop(guard);
@@ -480,6 +493,7 @@ impl<D: Driver> Shard<D> {
             .expect("the open segment is held")
             .clone();
         held.pages.set(page);
+        held.used.set(self.now());
         held.lsns.set((held.lsns.get().0, state.log.next_lsn()));
         state.segments.keep_sums(&held, footer.sums.into());
         state.space.sealing.insert(id);

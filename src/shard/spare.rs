@@ -204,9 +204,11 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 
-    /// Whether there are files that nothing needs while the shard is at rest.
+    /// Whether there are files that nothing needs while the shard is at rest. Where they are made
+    /// slowly, those that are ready wait for the others, and whoever needs them for all.
     pub(super) fn trimming_due(&self, state: &State) -> bool {
         state.commit.at_rest
+            && !state.space.is_wanted()
             && !state.space.disk_full
             && (state.segments.files_free() > 0 || state.space.has_spare())
     }

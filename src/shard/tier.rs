@@ -20,26 +20,22 @@ mod claim;
 mod compare;
 mod garbage;
 mod rebase;
+mod uploads;
 
 use super::{Shard, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
-use crate::log::objects;
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
-use crate::remote::Created;
-use crate::residency::{Held, Kept, Segments};
+use crate::residency::{Held, Needed, Segments};
 use crate::stats::Stats;
 use crate::types::{Lsn, Nanos, SegmentId, ShardId};
-use crate::upload::manifest::{Base, Object, ShardState, base_name, segment_name};
+use crate::upload::manifest::{Base, Object, ShardState, base_name};
 use crate::upload::{Cause, Client, Needs, within};
-use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Bytes of segments on their way to the uploader, for the whole store: 16 streams of 4 MiB.
-const UPLOAD_BYTES_MAX: u64 = 64 << 20;
+use uploads::Stuck;
 
 /// Bytes that are read at once for an upload.
 const READ_PAGES: u32 = 256;
@@ -73,14 +69,14 @@ struct Uploaded {
     /// It lists every segment before this one.
     covers: SegmentId,
     /// What it may refer to, kept from being freed.
-    held: Vec<Kept>,
+    held: Vec<Needed>,
 }
 
 impl Uploaded {
     /// The state with it, and nothing behind it yet but the segment that was open as it was begun:
     /// that one has bytes that it refers to, and it does not list it.
     fn begun(&self) -> ShardState {
-        let open = |held: &&Kept| held.id >= self.covers && held.lsns.get().1 <= self.next;
+        let open = |held: &&Needed| held.id >= self.covers && held.lsns.get().1 <= self.next;
         let open = self.held.iter().rev().find(open);
         ShardState {
             next: self.next,
@@ -136,8 +132,8 @@ pub(super) struct Tier {
     /// Why nothing more will be uploaded.
     ended: Option<Error>,
     uploading: BTreeSet<SegmentId>,
-    /// What could not be uploaded, and why.
-    stuck: BTreeMap<SegmentId, Error>,
+    /// What could not be uploaded when it was last tried.
+    stuck: BTreeMap<SegmentId, Stuck>,
     uploaded: Option<Uploaded>,
     /// Objects of freed segments, with the first checkpoint that cannot refer to them.
     garbage: Vec<(u64, String)>,
@@ -208,20 +204,6 @@ impl Tier {
 }
 
 impl State {
-    /// The next segment to be uploaded, if there is one and room for it.
-    fn next_upload(&self, segments_max: usize) -> Option<Rc<Held>> {
-        let tier = self.tier.as_ref()?;
-        if tier.published.is_none() || tier.ended.is_some() || tier.uploading.len() >= segments_max
-        {
-            return None;
-        }
-        let waits = |held: &&Rc<Held>| {
-            let begun = tier.uploading.contains(&held.id) || tier.stuck.contains_key(&held.id);
-            held.is_sealed() && !held.is_uploaded() && !begun
-        };
-        self.segments.iter().find(waits).cloned()
-    }
-
     /// Whether it would cost much time to leave a dead segment out of the bucket: the log has a gap
     /// there, and nothing behind it counts before a checkpoint does, with all that it refers to.
     pub(super) fn gap_matters(&self) -> bool {
@@ -317,72 +299,6 @@ impl<D: Driver> Shard<D> {
     pub(super) fn client(&self) -> Option<Client> {
         let state = self.0.state.borrow();
         state.tier.as_ref().map(|tier| tier.client.clone())
-    }
-
-    /// Uploads sealed segments, oldest first, several at once.
-    async fn upload_all(self) {
-        let share = UPLOAD_BYTES_MAX / self.0.params.shards as u64;
-        let most = self.0.params.segments_of(share).max(2);
-        loop {
-            let next = || self.0.state.borrow().next_upload(most);
-            let held = self.0.tier_changed.until(next).await;
-            let mut state = self.state();
-            let tier = state.tier.as_mut().expect("it does not go");
-            tier.uploading.insert(held.id);
-            drop(state);
-            let shard = self.clone();
-            self.0.driver.spawn(async move {
-                let result = shard.upload_segment(&held).await;
-                let mut state = shard.state();
-                // One checkpoint may have been begun that does not know yet.
-                let recorded_from = state.upkeep.next_sequence() + 1;
-                let tier = state.tier.as_mut().expect("it does not go");
-                tier.uploading.remove(&held.id);
-                match result {
-                    Ok(()) => {
-                        held.set_uploaded(recorded_from);
-                        state.stats.completed_syncs += 1;
-                        drop(state);
-                    }
-                    Err(error) => {
-                        tracing::error!(segment = held.id.0, %error, "a segment is not uploaded");
-                        tier.stuck.insert(held.id, error.clone());
-                        drop(state);
-                        shard.note_obstacle(Cause::Segment(held.id), &error);
-                    }
-                }
-                drop(held);
-                shard.0.tier_changed.notify();
-                shard.0.upkeep_due.notify();
-            });
-        }
-    }
-
-    async fn upload_segment(&self, held: &Rc<Held>) -> Result<()> {
-        let (_, next) = held.lsns.get();
-        self.durable(Lsn(next.0 - 1)).await?;
-        self.footers_durable(held.id).await?;
-        let sums = self.load_sums(held).await?;
-        let table = objects::table(held.identity, &sums);
-        let mut body = vec![Bytes::from(table.clone())];
-        let pages = held.pages.get();
-        let mut first = 0;
-        while first < pages {
-            let count = READ_PAGES.min(pages - first);
-            body.push(self.read_checked(held, first, count, &sums).await?);
-            first += count;
-        }
-        let client = self.client().expect("it does not go");
-        let name = segment_name(self.0.params.shard, held.id, held.epoch);
-        match client.create(name.clone(), body).await? {
-            Created::New => Ok(()),
-            // An earlier try, or an earlier opening, has made it: if it is the same.
-            Created::Exists => {
-                mark("segment was uploaded at an earlier try");
-                // Its table vouches for all of it.
-                self.compare_there(&client, &name, 0, &table).await
-            }
-        }
     }
 
     /// Hands over whatever may be published. What waits for other shards is not waited for: more of
@@ -566,6 +482,8 @@ impl<D: Driver> Shard<D> {
         });
         // With everything else uploaded there is nothing to wait for.
         let idle = tier.uploading.is_empty() && state.next_upload(usize::MAX).is_none();
-        stuck.filter(|_| idle).map(|(_, error)| Err(error.clone()))
+        stuck
+            .filter(|_| idle)
+            .map(|(_, stuck)| Err(stuck.why.clone()))
     }
 }

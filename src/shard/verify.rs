@@ -4,7 +4,7 @@
 //! where they are bad.
 
 use super::Shard;
-use super::read::{Source, Sources};
+use super::read::{Interest, Source, Sources};
 use crate::error::{ErrorKind, Result};
 use crate::io::Driver;
 use crate::map::{Found, Map};
@@ -112,7 +112,11 @@ impl<D: Driver> Shard<D> {
     /// Whether the bytes of a place can be had.
     async fn is_good(&self, at: Location, len: u32) -> Result<bool> {
         let mut sources = Sources::new();
-        let located = self.0.state.borrow().located(at, len, &mut sources);
+        let located = self
+            .0
+            .state
+            .borrow()
+            .located(at, len, Interest::Passing, &mut sources);
         let result = match located {
             Ok(()) => self.join(sources).await.map(|_| ()),
             Err(error) => Err(error),

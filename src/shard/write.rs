@@ -22,7 +22,7 @@ use crate::sync::slot::slot;
 use crate::types::{Generation, Lsn, PayloadNo, ShardId};
 
 /// Room for the records of any operation on one payload: a deletion, a creation, and the change.
-const RECORDS_LEN: usize = RECORD_BYTES_MAX + 12 + 36;
+pub(super) const RECORDS_LEN: usize = RECORD_BYTES_MAX + 12 + 36;
 
 /// Deletions that are remembered until they are durable, before the durable ones are looked for.
 const DELETED_MAX: usize = 1024;

@@ -27,10 +27,12 @@ enum Press {
     Hits,
     /// There is a remote, and machines are lost.
     Remote,
+    /// The same with so little room here that much is evicted.
+    Evictions,
 }
 
 /// Planted bugs, and within how many seeds each must be caught.
-const TEETH: [(&str, Press, u64); 25] = [
+const TEETH: [(&str, Press, u64); 26] = [
     ("ack_before_sync", Press::No, 40),
     ("believe_retried_sync", Press::Syncs, 60),
     ("believe_what_is_found", Press::Syncs, 120),
@@ -41,7 +43,8 @@ const TEETH: [(&str, Press, u64); 25] = [
     ("delete_before_checkpoint", Press::Remote, 40),
     ("directory_not_synced", Press::No, 40),
     ("dropped_read_frees_buffer", Press::Reads, 40),
-    ("evict_before_upload", Press::Remote, 200),
+    ("evict_before_upload", Press::Evictions, 200),
+    ("fetched_over_newer", Press::Remote, 600),
     ("free_before_checkpoint", Press::No, 120),
     ("free_what_is_moved_to", Press::Remote, 200),
     ("insert_without_looking", Press::Hits, 40),
@@ -59,11 +62,16 @@ const TEETH: [(&str, Press, u64); 25] = [
 ];
 
 fn pressed(seed: u64, press: Press) -> Plan {
-    let has_remote = matches!(press, Press::Remote);
+    let has_remote = matches!(press, Press::Remote | Press::Evictions);
     let mut plan = Plan::with_remote_from_seed(seed, has_remote);
     let mut rng = fastrand::Rng::with_seed(seed);
     match press {
         Press::No | Press::Remote => return plan,
+        Press::Evictions => {
+            let segments = 6 * plan.settings.shards;
+            plan.settings.local_bytes = segments * plan.settings.segment_bytes;
+            return plan;
+        }
         Press::Moves => {
             plan.settings.shards = 3;
             plan.settings.local_bytes = 0;

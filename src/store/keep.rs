@@ -128,11 +128,14 @@ impl Store {
 
     /// Sets what may be evicted of a payload, or of all that have no policy of their own.
     ///
-    /// Without a remote nothing is ever evicted, and this changes nothing.
+    /// A payload's policy is part of it: it is made durable by `flush`, is in the remote, and goes
+    /// with the payload; clones have none. The other one holds until the store is closed, and then
+    /// [`Config::retention`](crate::Config::retention) does. Without a remote nothing is ever
+    /// evicted.
     ///
     /// # Errors
     ///
-    /// `NotFound` for a missing payload.
+    /// `NotFound` for a missing payload; for one that is there, as [`Store::truncate`].
     ///
     /// # Cancellation
     ///

@@ -119,3 +119,20 @@ fn chunks_are_full_but_for_the_last() {
     }
     assert_eq!(count, 40);
 }
+
+#[test]
+fn policies_read_back() {
+    let spans = [0, 3_600_000_000_000].map(std::time::Duration::from_nanos);
+    let ttl = spans.map(RetentionPolicy::Ttl);
+    for policy in [RetentionPolicy::Pin, RetentionPolicy::Lru]
+        .into_iter()
+        .chain(ttl)
+    {
+        let payload = PayloadNo(7);
+        let item = Item::Policy { payload, policy };
+        let mut encoder = Encoder::new(bound());
+        assert!(encoder.push(&item).is_none());
+        let decoded = decode_chunk(bound(), 0, &encoder.finish());
+        assert_eq!(decoded, Ok((vec![item], true)));
+    }
+}

@@ -44,6 +44,28 @@ fn keeps_the_rules() {
     });
 }
 
+// scenario 125: signs that mean something in a URL, or none that it knows, mean nothing in a prefix
+#[test]
+fn prefix_may_be_of_any_signs() {
+    blocks_on(async {
+        for prefix in [
+            "a b+c?d%e/",
+            "f%20g&h=i#j/",
+            "\u{fc}\u{20ac}\u{1f980}/",
+            "k//l/",
+        ] {
+            let server = Server::start();
+            let mut config = config(server.endpoint());
+            config.prefix = prefix.to_owned();
+            let bucket = S3::open(&config).await.unwrap();
+            bucket.create("m-1", two_parts()).await.unwrap();
+            assert_eq!(server.keys(), [format!("{prefix}m-1")]);
+            bucket.delete(&["m-1".to_owned()]).await.unwrap();
+            run(&bucket).await;
+        }
+    });
+}
+
 #[test]
 fn objects_are_behind_the_prefix() {
     with_server(async |server, bucket| {

@@ -2,21 +2,34 @@
 //!
 //! Invariants are those of the parent module.
 
-use super::super::Shard;
+use super::super::{Shard, State};
 use super::RETRY_PAUSE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
+use crate::marks::mark;
 use crate::types::Lsn;
 use crate::upload::manifest::ShardState;
 use crate::upload::{Cause, Recovered};
 use std::pin::Pin;
 
 /// Whether this directory may go on from what counts in the bucket.
-fn may_go_on(published: &ShardState, recovered: Lsn, past_lost: bool) -> Result<()> {
+fn may_go_on(
+    published: &ShardState,
+    recovered: Lsn,
+    past_lost: bool,
+    diverged: bool,
+) -> Result<()> {
     if past_lost && *published != ShardState::empty() {
         return Err(Error::corrupt(
             "records of a shard were lost here with all its checkpoints, and the remote may have \
              them: rebuild the store from its remote; what was not uploaded yet is here alone",
+        ));
+    }
+    if diverged {
+        mark("other past than the bucket's");
+        return Err(Error::corrupt(
+            "records that the remote has are lost here, and others were logged in their place: \
+             rebuild the store from its remote; what was not uploaded yet is here alone",
         ));
     }
     match published.next > recovered {
@@ -26,6 +39,19 @@ fn may_go_on(published: &ShardState, recovered: Lsn, past_lost: bool) -> Result<
             "the remote is ahead of this directory, which seems to be an old copy: rebuild it from \
              the remote",
         )),
+    }
+}
+
+impl State {
+    /// Whether something was logged here in place of what the bucket has: by an opening after the
+    /// last one of which the bucket has anything, and yet from a batch on that the bucket has.
+    fn has_diverged(&self, published: &ShardState) -> bool {
+        let base = published.base.map(|base| base.epoch);
+        let tail = published.tail.iter().map(|object| object.epoch);
+        let newest = tail.chain(base).max();
+        self.segments.iter().any(|held| {
+            newest.is_some_and(|newest| held.epoch > newest) && held.lsns.get().0 < published.next
+        })
     }
 }
 
@@ -77,7 +103,8 @@ impl<D: Driver> Shard<D> {
         let mut guard = self.state();
         let state = &mut *guard;
         let accepted = published.and_then(|published| {
-            may_go_on(&published, recovered, state.upkeep.past_lost)?;
+            let diverged = state.has_diverged(&published);
+            may_go_on(&published, recovered, state.upkeep.past_lost, diverged)?;
             Ok(published)
         });
         if let Ok(ShardState {

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::marks::mark;
 use crate::remote::Created;
-use crate::residency::Kept;
+use crate::residency::Needed;
 use crate::types::PAGE;
 use crate::upload::Cause;
 use crate::upload::manifest::{Base, base_name};
@@ -44,9 +44,9 @@ impl State {
     }
 
     /// The sealed segments, oldest first, kept from being freed.
-    fn sealed(&self) -> Vec<Kept> {
+    fn sealed(&self) -> Vec<Needed> {
         let sealed = self.segments.iter().filter(|held| held.is_sealed());
-        sealed.map(Kept::new).collect()
+        sealed.map(Needed::new).collect()
     }
 
     /// Whether another checkpoint is worth its upload.

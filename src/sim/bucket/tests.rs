@@ -1,16 +1,17 @@
 //! Stores and a bucket, each time with one thing wrong: who is told, what is refused, what is left.
 
 mod pressure;
+mod racing;
 
 use super::{Bucket, BucketFaults};
-use crate::config::{Config, RemoteConfig};
+use crate::config::{Config, RemoteConfig, RetentionPolicy};
 use crate::error::{ErrorKind, Result};
 use crate::io::sim::{Disk, DiskFaults, Process, Universe};
 use crate::marks::armed::take_hits;
 use crate::payload_id::PayloadId;
 use crate::shard::Routes;
 use crate::sim::world;
-use crate::stats::HealthStatus;
+use crate::stats::{ExtentKind, HealthStatus};
 use crate::store::Store;
 use crate::types::{Epoch, ShardId};
 use crate::upload::manifest::base_name;
@@ -414,4 +415,246 @@ fn engine_that_was_away_for_long_is_fenced() {
     assert_eq!(rig.read(&new, &on(0, 0), 1).expect("read"), vec![149]);
     rig.write(&new, &on(0, 0), 201, 1000);
     rig.run(new.drain_uploads()).expect("it is uploaded");
+}
+
+// scenario 91: what fails is tried again, and holds up nobody else's upload
+// S-15
+#[test]
+fn segment_that_could_not_be_uploaded_is_tried_again() {
+    let rig = Rig::new(16, 1);
+    rig.bucket.set_away(true);
+    let store = rig.open();
+    rig.write(&store, &on(0, 0), 1, 10_000);
+    // Until it is sealed.
+    rig.sleep(2);
+    let harmed = rig.files(0, "seg-");
+    let flip = || {
+        let disk = rig.disk.borrow();
+        let flip = |name: &String| disk.flip_bit(name, 8 * 8192).expect("it is there");
+        harmed.iter().for_each(flip);
+    };
+    flip();
+    rig.write(&store, &on(0, 1), 2, 10_000);
+    rig.bucket.set_away(false);
+    rig.sleep(30);
+    assert_eq!(kind(rig.run(store.drain_uploads())), ErrorKind::Corrupt);
+    let failed = || rig.run(store.stats()).expect("it has figures").failed_syncs;
+    assert_eq!(failed(), 1);
+    assert!(rig.bucket.data_bytes() > 0, "the other one is there");
+    let oldest = || figures(&rig, &store).oldest_unsynced_seconds;
+    assert!(oldest() >= 30.0);
+    flip();
+    rig.sleep(70);
+    rig.run(store.drain_uploads()).expect("it is uploaded");
+    assert_eq!((failed(), oldest()), (0, 0.0));
+    let store = rig.rebuild("another").expect("it is rebuilt");
+    for (nth, fill) in [(0, 1), (1, 2)] {
+        let read = rig.read(&store, &on(0, nth), 10_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == fill), "{nth}");
+    }
+}
+
+/// A store with a payload of 60,000 bytes in the remote, of which the first were read.
+fn with_something_kept(rig: &Rig) -> Store {
+    let (store, id) = (rig.open(), on(0, 0));
+    rig.write(&store, &id, 1, 60_000);
+    rig.run(store.evict(&id)).expect("it is evicted");
+    assert_eq!(rig.read(&store, &id, 4096).expect("read"), vec![1; 4096]);
+    // Until it is written.
+    rig.sleep(1);
+    assert_eq!(rig.files(0, "kept-").len(), 1);
+    store
+}
+
+fn figures(rig: &Rig, store: &Store) -> crate::Stats {
+    rig.run(store.stats()).expect("it has figures")
+}
+
+// S-26: what was fetched is there after a restart, also without the remote
+#[test]
+fn fetched_bytes_are_kept_over_a_restart() {
+    let (rig, id) = (Rig::new(17, 1), on(0, 0));
+    let store = with_something_kept(&rig);
+    let extents = rig.run(store.extents(&id, 0, 1 << 20)).expect("extents");
+    let kinds: Vec<_> = extents.iter().map(|extent| extent.kind).collect();
+    assert_eq!(kinds, [ExtentKind::Local, ExtentKind::Remote]);
+    let kept = figures(&rig, &store).kept_bytes;
+    rig.kill(store);
+    rig.bucket.set_away(true);
+    let store = rig.open();
+    rig.sleep(1);
+    assert_eq!(figures(&rig, &store).kept_bytes, kept);
+    assert_eq!(rig.read(&store, &id, 4096).expect("read"), vec![1; 4096]);
+    assert_eq!(figures(&rig, &store).remote_read_bytes, 0);
+    let cold = rig.run(store.read_at(&id, 50_000, 100));
+    assert_eq!(kind(cold), ErrorKind::Unavailable);
+    rig.bucket.set_away(false);
+    rig.sleep(30);
+    // Given up like other local bytes, and with the segment.
+    assert_eq!(rig.run(store.evict(&id)).expect("it is evicted"), kept);
+    assert_eq!(rig.read(&store, &id, 100).expect("read"), vec![1; 100]);
+    rig.sleep(1);
+    rig.run(store.delete(&id)).expect("it is deleted");
+    rig.sleep(60);
+    assert_eq!(rig.files(0, "kept-"), Vec::<String>::new());
+}
+
+// S-26, S-33: what is kept is checked, and no more than a copy
+#[test]
+fn kept_bytes_that_went_bad_are_fetched_again() {
+    for harm in 0..4 {
+        let (rig, id) = (Rig::new(18, 1), on(0, 0));
+        let store = with_something_kept(&rig);
+        rig.kill(store);
+        let name = rig.files(0, "kept-").remove(0);
+        let disk = rig.disk.borrow().clone();
+        let done = match harm {
+            0 => disk.flip_bit(&name, 8 * 8192),
+            1 => disk.break_page(&name, 2),
+            2 => disk.truncate_file(&name, 9000),
+            _ => disk.remove_file(&name),
+        };
+        done.expect("it is there");
+        let store = rig.open();
+        rig.sleep(1);
+        let read = rig.read(&store, &id, 60_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == 1), "{harm}");
+        let figures = figures(&rig, &store);
+        assert!(figures.remote_read_bytes > 0, "{harm}");
+        assert_eq!(figures.checksum_failures, 0, "{harm}");
+    }
+}
+
+// S-29: what is kept counts as local
+#[test]
+fn what_is_kept_stays_within_the_limit() {
+    let mut rig = Rig::new(19, 1);
+    rig.config.local_bytes_max = Some(12 * (64 << 10));
+    let store = rig.open();
+    let within = |store: &Store| {
+        let figures = figures(&rig, store);
+        let checkpoints = 2 * (16 << 10);
+        let most = 13 * (64 << 10) + checkpoints;
+        assert!(figures.local_disk_used <= most, "{figures:?}");
+        figures.kept_bytes
+    };
+    for nth in 0..40 {
+        rig.write(&store, &on(0, nth), nth as u8, 50_000);
+        within(&store);
+    }
+    rig.run(store.drain_uploads()).expect("it is uploaded");
+    let mut kept = 0;
+    for round in 0..3 {
+        for nth in 0..40 {
+            let read = rig.read(&store, &on(0, nth), 50_000).expect("it is there");
+            assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
+            kept = kept.max(within(&store));
+            rig.write(&store, &on(0, 100), round, 5000);
+        }
+    }
+    assert!(kept > 0);
+}
+
+// S-29: what may be evicted of a payload is kept with it
+#[test]
+fn policy_of_a_payload_survives_restarts_and_rebuilds() {
+    let (rig, id) = (Rig::new(21, 1), on(0, 0));
+    let evicted = |store: &Store| rig.run(store.evict(&id)).expect("it is there") > 0;
+    let store = rig.open();
+    rig.write(&store, &id, 1, 60_000);
+    rig.run(store.set_retention(Some(&id), RetentionPolicy::Pin))
+        .expect("it is there");
+    rig.run(store.flush(&id)).expect("it is flushed");
+    rig.kill(store);
+    let store = rig.open();
+    assert!(!evicted(&store), "after a crash");
+    rig.run(store.close()).expect("it closes");
+    let store = rig.open();
+    assert!(!evicted(&store), "from a checkpoint");
+    rig.write(&store, &id, 2, 30_000);
+    rig.run(store.wait_remote(&id)).expect("it is uploaded");
+    let store = rig.rebuild("another").expect("it is rebuilt");
+    assert!(!evicted(&store), "on another machine");
+    // A clone has none, and neither has another payload of the name.
+    let clone = on(0, 1);
+    rig.run(store.copy(&id, &clone)).expect("it is copied");
+    rig.run(store.delete(&id)).expect("it is deleted");
+    rig.write(&store, &id, 3, 60_000);
+    assert!(evicted(&store), "made anew");
+}
+
+// S-24: who has lost the end of its log does not write over what the bucket has of it
+#[test]
+fn store_that_has_lost_the_end_of_its_log_does_not_replace_what_the_bucket_has() {
+    let rig = Rig::new(20, 1);
+    let store = rig.open();
+    for nth in 0..6 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    rig.run(store.close()).expect("it closes");
+    for name in rig.files(0, "checkpoint-") {
+        rig.disk.borrow().remove_file(&name).expect("it is there");
+    }
+    for name in rig.files(0, "seg-").iter().skip(2) {
+        rig.disk.borrow().remove_file(name).expect("it is there");
+    }
+    // What is left looks like a log that ends here.
+    let store = rig.open_without_remote();
+    for nth in 7..20 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    rig.run(store.close()).expect("it closes");
+    for _ in 0..2 {
+        let store = rig.open();
+        let drained = rig.run(store.drain_uploads());
+        assert_eq!(kind(drained), ErrorKind::Corrupt);
+        let closed: Result<()> = rig.run(store.close());
+        assert_eq!(kind(closed), ErrorKind::Corrupt);
+    }
+    let store = rig.rebuild("another").expect("it is rebuilt");
+    for nth in 0..6 {
+        let read = rig.read(&store, &on(0, nth), 60_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == nth as u8), "{nth}");
+    }
+}
+
+// S-29, S-32: what is written is not the coldest that there is, and near the limit the cleaner does
+// not fetch what it has just seen evicted
+#[test]
+fn store_near_its_limit_does_not_fetch_in_circles() {
+    let mut rig = Rig::new(22, 1);
+    rig.config.local_bytes_max = Some(16 * (64 << 10));
+    let store = rig.open();
+    let live = 1200 << 10;
+    for round in 0..400 {
+        rig.write(&store, &on(0, 1 + round), round as u8, live / 400);
+        rig.write(&store, &on(0, 0), round as u8, 40_000);
+    }
+    rig.sleep(300);
+    let fetched = figures(&rig, &store).remote_read_bytes;
+    assert!(fetched <= 8 * live as u64, "{fetched}");
+    for round in 0..400 {
+        let read = rig.read(&store, &on(0, 1 + round), live).expect("read");
+        assert!(read.iter().all(|byte| *byte == round as u8), "{round}");
+    }
+}
+
+// scenario 75: a time to live counts from the last write
+#[test]
+fn what_was_just_written_has_its_time_to_live() {
+    let mut rig = Rig::new(23, 1);
+    rig.config.retention = RetentionPolicy::Ttl(Duration::from_secs(1000));
+    rig.sleep(250);
+    for _ in 0..8 {
+        rig.sleep(250);
+    }
+    let (store, id) = (rig.open(), on(0, 0));
+    rig.write(&store, &id, 1, 60_000);
+    rig.run(store.drain_uploads()).expect("it is uploaded");
+    rig.sleep(250);
+    assert_eq!(figures(&rig, &store).evicted_segments, 0);
+    for _ in 0..6 {
+        rig.sleep(250);
+    }
+    assert!(figures(&rig, &store).evicted_segments > 0);
 }

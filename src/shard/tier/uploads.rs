@@ -1,0 +1,156 @@
+//! Uploading sealed segments. One that cannot be uploaded is tried again, ever less often, for its
+//! bytes may be mended; it holds up what counts, and nobody else's upload.
+//!
+//! Invariants are those of the parent module.
+
+use super::super::{Shard, State};
+use super::{READ_PAGES, RETRY_PAUSE};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Driver;
+use crate::log::objects;
+use crate::marks::mark;
+use crate::remote::Created;
+use crate::residency::Held;
+use crate::types::{Lsn, SegmentId};
+use crate::upload::Cause;
+use crate::upload::manifest::segment_name;
+use bytes::Bytes;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Bytes of segments on their way to the uploader, for the whole store: 16 streams of 4 MiB.
+const UPLOAD_BYTES_MAX: u64 = 64 << 20;
+
+/// The longest of the pauses between tries, which double: who waits for the segment waits hardly
+/// longer than that once it can be had.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// A segment that could not be uploaded.
+pub(super) struct Stuck {
+    pub(super) why: Error,
+    /// How long it rests before it is tried again.
+    pause: Duration,
+    resting: bool,
+}
+
+impl State {
+    /// The next segment to be uploaded, if there is one and room for it.
+    pub(super) fn next_upload(&self, segments_max: usize) -> Option<Rc<Held>> {
+        let tier = self.tier.as_ref()?;
+        if tier.published.is_none() || tier.ended.is_some() || tier.uploading.len() >= segments_max
+        {
+            return None;
+        }
+        let waits = |held: &&Rc<Held>| {
+            let resting = tier.stuck.get(&held.id).is_some_and(|stuck| stuck.resting);
+            let begun = tier.uploading.contains(&held.id);
+            held.is_sealed() && !held.is_uploaded() && !begun && !resting
+        };
+        self.segments.iter().find(waits).cloned()
+    }
+}
+
+impl<D: Driver> Shard<D> {
+    /// Uploads sealed segments, oldest first, several at once. One that fails does not hold up the
+    /// others, and is tried again.
+    pub(super) async fn upload_all(self) {
+        let share = UPLOAD_BYTES_MAX / self.0.params.shards as u64;
+        let most = self.0.params.segments_of(share).max(2);
+        loop {
+            let next = || self.0.state.borrow().next_upload(most);
+            let held = self.0.tier_changed.until(next).await;
+            let mut state = self.state();
+            let tier = state.tier.as_mut().expect("it does not go");
+            tier.uploading.insert(held.id);
+            drop(state);
+            let shard = self.clone();
+            self.0.driver.spawn(async move {
+                let result = shard.upload_segment(&held).await;
+                shard.note_upload(held, result);
+            });
+        }
+    }
+
+    fn note_upload(&self, held: Rc<Held>, result: Result<()>) {
+        let (id, mut state) = (held.id, self.state());
+        // One checkpoint may have been begun that does not know yet.
+        let recorded_from = state.upkeep.next_sequence() + 1;
+        let tier = state.tier.as_mut().expect("it does not go");
+        tier.uploading.remove(&id);
+        match result {
+            Ok(()) => {
+                held.set_uploaded(recorded_from);
+                let was_stuck = tier.stuck.remove(&id).is_some();
+                state.stats.completed_syncs += 1;
+                drop(state);
+                if was_stuck {
+                    mark("segment uploaded at a later try");
+                    self.clear_obstacle(Cause::Segment(id));
+                }
+            }
+            Err(error) => {
+                tracing::error!(segment = id.0, %error, "a segment is not uploaded");
+                let before = tier.stuck.get(&id).map(|stuck| stuck.pause);
+                let pause = before.map_or(RETRY_PAUSE, |pause| (2 * pause).min(PAUSE_MAX));
+                let stuck = Stuck {
+                    why: error.clone(),
+                    pause,
+                    resting: true,
+                };
+                tier.stuck.insert(id, stuck);
+                drop(state);
+                self.note_obstacle(Cause::Segment(id), &error);
+                // A poisoned shard, or a bucket that is another's: time heals neither.
+                if error.kind() != ErrorKind::Poisoned {
+                    self.wake_later(id, pause);
+                }
+            }
+        }
+        // It may be freed while it rests.
+        drop(held);
+        self.0.tier_changed.notify();
+        self.0.upkeep_due.notify();
+    }
+
+    /// Lets a segment be tried again after a pause.
+    fn wake_later(&self, id: SegmentId, pause: Duration) {
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            shard.0.driver.sleep(pause).await;
+            let mut state = shard.state();
+            let tier = state.tier.as_mut().expect("it does not go");
+            if let Some(stuck) = tier.stuck.get_mut(&id) {
+                stuck.resting = false;
+            }
+            drop(state);
+            shard.0.tier_changed.notify();
+        });
+    }
+
+    async fn upload_segment(&self, held: &Rc<Held>) -> Result<()> {
+        let (_, next) = held.lsns.get();
+        self.durable(Lsn(next.0 - 1)).await?;
+        self.footers_durable(held.id).await?;
+        let sums = self.load_sums(held).await?;
+        let table = objects::table(held.identity, &sums);
+        let mut body = vec![Bytes::from(table.clone())];
+        let pages = held.pages.get();
+        let mut first = 0;
+        while first < pages {
+            let count = READ_PAGES.min(pages - first);
+            body.push(self.read_checked(held, first, count, &sums).await?);
+            first += count;
+        }
+        let client = self.client().expect("it does not go");
+        let name = segment_name(self.0.params.shard, held.id, held.epoch);
+        match client.create(name.clone(), body).await? {
+            Created::New => Ok(()),
+            // An earlier try, or an earlier opening, has made it: if it is the same.
+            Created::Exists => {
+                mark("segment was uploaded at an earlier try");
+                // Its table vouches for all of it.
+                self.compare_there(&client, &name, 0, &table).await
+            }
+        }
+    }
+}
