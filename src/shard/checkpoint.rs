@@ -1,5 +1,4 @@
-//! Checkpoints: the map written out, so that opening reads it and the log's tail only; and upkeep,
-//! the tasks that decide when to write one, when to clean, and when to give files back.
+//! Checkpoints: the map written out, so that opening reads it and the log's tail only.
 //!
 //! Invariants:
 //! 1. A checkpoint is published (renamed, directory synced) only when every batch that it covers
@@ -190,7 +189,7 @@ impl State {
     }
 
     /// Whether enough has been logged to pay for a checkpoint.
-    fn checkpoint_due(&self) -> bool {
+    pub(super) fn checkpoint_due(&self) -> bool {
         let logged = self
             .stats
             .device_written_bytes
@@ -207,7 +206,7 @@ impl State {
 
     /// Whether files wait for nothing but checkpoints, and giving them back is worth those: because
     /// they are wanted, because there is nothing else to do, or because they are many.
-    fn freeing_due(&self) -> bool {
+    pub(super) fn freeing_due(&self) -> bool {
         let dead = self.dead().len() as u64;
         let gain = dead * self.log.segment_bytes();
         let cheap = 2 * LOG_PER_CHECKPOINT * self.last_checkpoint_bytes();
@@ -216,72 +215,6 @@ impl State {
 }
 
 impl<D: Driver> Shard<D> {
-    /// Starts the two tasks of upkeep. What costs moving bytes, perhaps from far away, must not
-    /// keep what costs a checkpoint or nothing from giving room to those who wait.
-    pub(super) fn spawn_upkeep(&self) {
-        self.repeat(Self::is_room_due, async |shard| shard.give_room().await);
-        self.repeat(Self::is_tidying_due, async |shard| shard.tidy().await);
-    }
-
-    fn repeat(
-        &self,
-        due: fn(&Self, &State) -> bool,
-        work: impl AsyncFn(&Shard<D>) -> Result<()> + 'static,
-    ) {
-        let shard = self.clone();
-        self.0.driver.spawn(async move {
-            loop {
-                let due = || {
-                    let state = shard.0.state.borrow();
-                    let stop = state.closing || state.commit.poison.is_some();
-                    (!stop && due(&shard, &state)).then_some(())
-                };
-                shard.0.upkeep_due.until(due).await;
-                if let Err(error) = work(&shard).await {
-                    tracing::warn!(shard = shard.0.params.shard.0, %error, "upkeep failed");
-                    // A full disk, most likely: nothing is lost, and it is tried again.
-                    shard.0.driver.sleep(UPKEEP_RETRY).await;
-                }
-                // What it held may be what the other task waits for.
-                shard.0.upkeep_due.notify();
-            }
-        });
-    }
-
-    fn is_room_due(&self, state: &State) -> bool {
-        state.checkpoint_due() || state.freeing_due() || self.evicting_due(state)
-    }
-
-    async fn give_room(&self) -> Result<()> {
-        let checkpointing = {
-            let state = self.0.state.borrow();
-            state.checkpoint_due() || state.freeing_due()
-        };
-        if checkpointing {
-            self.checkpoint().await?;
-        }
-        let evicting = self.evicting_due(&self.0.state.borrow());
-        match evicting {
-            true => self.evict_coldest().await,
-            false => Ok(()),
-        }
-    }
-
-    /// What is dead already costs a checkpoint; what is half dead costs moving, and room to move
-    /// to. So the former comes first.
-    fn is_tidying_due(&self, state: &State) -> bool {
-        !state.freeing_due() && self.cleaning_due(state) || self.trimming_due(state)
-    }
-
-    async fn tidy(&self) -> Result<()> {
-        let cleaning = self.cleaning_due(&self.0.state.borrow());
-        if cleaning {
-            self.clean().await?;
-        }
-        self.trim().await;
-        Ok(())
-    }
-
     /// Writes a checkpoint and makes it the newest, if there is anything new.
     pub(super) async fn checkpoint(&self) -> Result<()> {
         self.checkpoint_if(false).await
@@ -567,9 +500,6 @@ struct Begun {
     /// Segments that nothing referred to.
     dead: Vec<SegmentId>,
 }
-
-/// Pause after upkeep that failed.
-const UPKEEP_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Chunks on their way to a checkpoint's file.
 struct Out {

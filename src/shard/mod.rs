@@ -34,6 +34,7 @@ mod spare;
 mod tail;
 mod takeover;
 mod tier;
+mod upkeep;
 mod verify;
 mod write;
 

@@ -481,7 +481,7 @@ impl<D: Driver> Shard<D> {
             held.is_some_and(|held| held.lsns.get().0 <= lsn)
         });
         // With everything else uploaded there is nothing to wait for.
-        let idle = tier.uploading.is_empty() && state.next_upload(usize::MAX).is_none();
+        let idle = tier.uploading.is_empty() && state.next_upload().is_none();
         stuck
             .filter(|_| idle)
             .map(|(_, stuck)| Err(stuck.why.clone()))

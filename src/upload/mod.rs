@@ -15,6 +15,7 @@
 //! Deliberately not here: which segments to upload and when (`shard::tier`).
 
 mod between;
+mod budget;
 mod health;
 pub(crate) mod manifest;
 mod probe;
@@ -29,6 +30,7 @@ use crate::sync::signal::Signal;
 use crate::sync::slot::{Reply, slot};
 use crate::types::{Epoch, Nanos, NodeId, ShardId};
 use between::Between;
+use budget::Budget;
 use bytes::Bytes;
 use health::{Health, Way};
 use manifest::{Manifest, ShardState};
@@ -137,6 +139,7 @@ pub(crate) struct Client {
     requests: Sender<Request>,
     health: Arc<Health>,
     between: Arc<Between>,
+    budget: Arc<Budget>,
 }
 
 /// The uploader before it runs.
@@ -156,6 +159,7 @@ pub(crate) fn uploader(identity: Option<Identity>) -> (Client, Uploader) {
         requests: sender,
         health: health.clone(),
         between: between.clone(),
+        budget: Arc::default(),
     };
     let uploader = Uploader {
         requests: receiver,
@@ -183,6 +187,10 @@ impl Client {
 
     pub(crate) fn between(&self) -> &Between {
         &self.between
+    }
+
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// What the bucket has of a shard, when this opening has taken the bucket.

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Bytes of segments on their way to the uploader, for the whole store: 16 streams of 4 MiB.
-const UPLOAD_BYTES_MAX: u64 = 64 << 20;
+/// Segments that a shard may always have on their way: one goes, while another one is read.
+const UPLOADS_MIN: usize = 2;
 
 /// The longest of the pauses between tries, which double: who waits for the segment waits hardly
 /// longer than that once it can be had.
@@ -34,11 +34,10 @@ pub(super) struct Stuck {
 }
 
 impl State {
-    /// The next segment to be uploaded, if there is one and room for it.
-    pub(super) fn next_upload(&self, segments_max: usize) -> Option<Rc<Held>> {
+    /// The next segment to be uploaded, if there is one.
+    pub(super) fn next_upload(&self) -> Option<Rc<Held>> {
         let tier = self.tier.as_ref()?;
-        if tier.published.is_none() || tier.ended.is_some() || tier.uploading.len() >= segments_max
-        {
+        if tier.published.is_none() || tier.ended.is_some() {
             return None;
         }
         let waits = |held: &&Rc<Held>| {
@@ -54,14 +53,17 @@ impl<D: Driver> Shard<D> {
     /// Uploads sealed segments, oldest first, several at once. One that fails does not hold up the
     /// others, and is tried again.
     pub(super) async fn upload_all(self) {
-        let share = UPLOAD_BYTES_MAX / self.0.params.shards as u64;
-        let most = self.0.params.segments_of(share).max(2);
         loop {
-            let next = || self.0.state.borrow().next_upload(most);
+            let next = || {
+                let state = self.0.state.borrow();
+                let next = || state.next_upload();
+                self.may_upload(&state).then(next).flatten()
+            };
             let held = self.0.tier_changed.until(next).await;
             let mut state = self.state();
             let tier = state.tier.as_mut().expect("it does not go");
             tier.uploading.insert(held.id);
+            tier.client.budget().take(self.0.params.segment_bytes());
             drop(state);
             let shard = self.clone();
             self.0.driver.spawn(async move {
@@ -71,12 +73,23 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Whether one more segment may be on its way. Who has waited for room of other shards looks
+    /// again when one of its own is there.
+    fn may_upload(&self, state: &State) -> bool {
+        let bytes = self.0.params.segment_bytes();
+        state.tier.as_ref().is_some_and(|tier| {
+            tier.uploading.len() < UPLOADS_MIN || tier.client.budget().has_room(bytes)
+        })
+    }
+
     fn note_upload(&self, held: Rc<Held>, result: Result<()>) {
         let (id, mut state) = (held.id, self.state());
         // One checkpoint may have been begun that does not know yet.
         let recorded_from = state.upkeep.next_sequence() + 1;
         let tier = state.tier.as_mut().expect("it does not go");
         tier.uploading.remove(&id);
+        let bytes = self.0.params.segment_bytes();
+        tier.client.budget().give_back(bytes);
         match result {
             Ok(()) => {
                 held.set_uploaded(recorded_from);

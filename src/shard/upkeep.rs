@@ -1,0 +1,79 @@
+//! Upkeep: when to write a checkpoint, evict, clean, and give files back.
+//!
+//! Two tasks, each of which does one thing after the other.
+
+use super::{Shard, State};
+use crate::error::Result;
+use crate::io::Driver;
+use std::time::Duration;
+
+/// Pause after upkeep that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+impl<D: Driver> Shard<D> {
+    /// Starts the tasks of upkeep. What costs moving bytes, perhaps from far away, must not
+    /// keep what costs a checkpoint or nothing from giving room to those who wait.
+    pub(super) fn spawn_upkeep(&self) {
+        self.repeat(Self::is_room_due, async |shard| shard.give_room().await);
+        self.repeat(Self::is_tidying_due, async |shard| shard.tidy().await);
+    }
+
+    fn repeat(
+        &self,
+        due: fn(&Self, &State) -> bool,
+        work: impl AsyncFn(&Shard<D>) -> Result<()> + 'static,
+    ) {
+        let shard = self.clone();
+        self.0.driver.spawn(async move {
+            loop {
+                let due = || {
+                    let state = shard.0.state.borrow();
+                    let stop = state.closing || state.commit.poison.is_some();
+                    (!stop && due(&shard, &state)).then_some(())
+                };
+                shard.0.upkeep_due.until(due).await;
+                if let Err(error) = work(&shard).await {
+                    tracing::warn!(shard = shard.0.params.shard.0, %error, "upkeep failed");
+                    // A full disk, most likely: nothing is lost, and it is tried again.
+                    shard.0.driver.sleep(RETRY_PAUSE).await;
+                }
+                // What it held may be what the other task waits for.
+                shard.0.upkeep_due.notify();
+            }
+        });
+    }
+
+    fn is_room_due(&self, state: &State) -> bool {
+        state.checkpoint_due() || state.freeing_due() || self.evicting_due(state)
+    }
+
+    async fn give_room(&self) -> Result<()> {
+        let checkpointing = {
+            let state = self.0.state.borrow();
+            state.checkpoint_due() || state.freeing_due()
+        };
+        if checkpointing {
+            self.checkpoint().await?;
+        }
+        let evicting = self.evicting_due(&self.0.state.borrow());
+        match evicting {
+            true => self.evict_coldest().await,
+            false => Ok(()),
+        }
+    }
+
+    /// What is dead already costs a checkpoint; what is half dead costs moving, and room to move
+    /// to. So the former comes first.
+    fn is_tidying_due(&self, state: &State) -> bool {
+        !state.freeing_due() && self.cleaning_due(state) || self.trimming_due(state)
+    }
+
+    async fn tidy(&self) -> Result<()> {
+        let cleaning = self.cleaning_due(&self.0.state.borrow());
+        if cleaning {
+            self.clean().await?;
+        }
+        self.trim().await;
+        Ok(())
+    }
+}
