@@ -32,6 +32,8 @@ mod marks;
 mod mutation;
 #[path = "../src/payload_id.rs"]
 mod payload_id;
+#[path = "../src/retention.rs"]
+mod retention;
 #[path = "../src/sync/mod.rs"]
 mod sync;
 #[path = "../src/types.rs"]

@@ -17,6 +17,7 @@ mod mutation;
 mod payload_id;
 mod remote;
 mod residency;
+mod retention;
 mod shard;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -29,9 +30,10 @@ mod upload;
 mod world;
 
 pub use chunks::Chunks;
-pub use config::{Config, DriverKind, RemoteConfig, RetentionPolicy, S3Config};
+pub use config::{Config, DriverKind, RemoteConfig, S3Config};
 pub use error::{Error, ErrorKind, Result};
 pub use payload_id::PayloadId;
+pub use retention::RetentionPolicy;
 pub use stats::{
     BatchDump, Extent, ExtentKind, Flushed, Health, HealthStatus, LatencySnapshot, Segment,
     SegmentDump, SegmentState, Stats, VerifyReport,

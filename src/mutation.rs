@@ -4,8 +4,8 @@
 //! so that there is one meaning of each word. Deliberately not here: how it is encoded
 //! (`log::record`) and what it does (`map`).
 
-use crate::config::RetentionPolicy;
 use crate::payload_id::PayloadId;
+use crate::retention::RetentionPolicy;
 use crate::types::{Generation, Location, PayloadNo};
 use std::fmt;
 

@@ -12,8 +12,8 @@
 use super::checksum::{Identity, StoreId};
 use super::record::Malformed;
 use super::segment::FORMAT_VERSION;
-use crate::config::RetentionPolicy;
 use crate::payload_id::PayloadId;
+use crate::retention::RetentionPolicy;
 use crate::types::{
     Epoch, Generation, Location, Lsn, PAGE, PayloadNo, SegmentId, ShardId, page_ceil,
 };

@@ -8,9 +8,9 @@
 //!
 //! Deliberately not here: checksums. Records lie inside pages and footers that have them.
 
-use crate::config::RetentionPolicy;
 use crate::mutation::Mutation;
 use crate::payload_id::{PAYLOAD_ID_BYTES_MAX, PayloadId};
+use crate::retention::RetentionPolicy;
 use crate::types::{
     Generation, Location, NUMBER_MAX, PAYLOAD_BYTES_MAX, PayloadNo, SEGMENT_BYTES_MAX,
 };

@@ -18,9 +18,9 @@ pub(crate) mod live;
 mod pieces;
 pub(crate) mod tree;
 
-use crate::config::RetentionPolicy;
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
+use crate::retention::RetentionPolicy;
 use crate::types::{Generation, Location, Lsn, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
 use extent::{Mapped, Zeroed};
 use live::Live;

@@ -8,7 +8,6 @@
 //!    bytes of the last have been logged since.
 
 use super::{Shard, State};
-use crate::config::RetentionPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checkpoint::{Encoder, Item, identity};
@@ -17,6 +16,7 @@ use crate::map::Payload;
 use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
 use crate::marks::{mark, planted};
+use crate::retention::RetentionPolicy;
 use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;

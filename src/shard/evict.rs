@@ -11,13 +11,13 @@
 use super::space::Purpose;
 use super::write::RECORDS_LEN;
 use super::{Shard, State};
-use crate::config::RetentionPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::marks::{mark, planted};
 use crate::mutation::Mutation;
 use crate::payload_id::PayloadId;
 use crate::residency::Held;
+use crate::retention::RetentionPolicy;
 use crate::types::{Lsn, Nanos, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
 use std::collections::BTreeSet;
 use std::rc::Rc;

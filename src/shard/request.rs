@@ -2,9 +2,9 @@
 
 use super::Claim;
 use crate::chunks::Chunks;
-use crate::config::RetentionPolicy;
 use crate::error::{ErrorKind, Result};
 use crate::payload_id::PayloadId;
+use crate::retention::RetentionPolicy;
 use crate::stats::{
     Extent, Flushed, Health, LatencySnapshot, Segment, SegmentDump, Stats, VerifyReport,
 };

@@ -4,11 +4,12 @@ mod pressure;
 mod racing;
 
 use super::{Bucket, BucketFaults};
-use crate::config::{Config, RemoteConfig, RetentionPolicy};
+use crate::config::{Config, RemoteConfig};
 use crate::error::{ErrorKind, Result};
 use crate::io::sim::{Disk, DiskFaults, Process, Universe};
 use crate::marks::armed::take_hits;
 use crate::payload_id::PayloadId;
+use crate::retention::RetentionPolicy;
 use crate::shard::Routes;
 use crate::sim::world;
 use crate::stats::{ExtentKind, HealthStatus};
