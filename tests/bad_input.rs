@@ -538,6 +538,66 @@ fn another_process_is_told_who_holds_the_store() {
     });
 }
 
+// scenario 120
+// S-22
+#[test]
+fn a_process_that_is_started_meanwhile_has_nothing_of_the_store() {
+    for driver in drivers() {
+        let bench = Bench::new(Setup::tiny(*driver, 2));
+        run(async {
+            let store = bench.open().await;
+            write(&store, "a", &pattern(1, 50_000)).await;
+            store.flush_all().await.unwrap();
+            let listing = Command::new("ls").args(["-l", "/proc/self/fd"]).output();
+            let listing = listing.unwrap();
+            assert!(listing.status.success());
+            let listing = String::from_utf8_lossy(&listing.stdout);
+            assert!(
+                !listing.contains(bench.dir().to_str().unwrap()),
+                "{listing}"
+            );
+            assert!(!listing.contains("io_uring"), "{listing}");
+            // One that outlives the store keeps nobody out.
+            let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+            store.close().await.unwrap();
+            let store = Store::open(bench.config()).await.unwrap();
+            store.close().await.unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+    }
+}
+
+// scenario 120
+// S-22
+#[test]
+fn an_opening_that_fails_leaves_the_directory_to_the_next() {
+    for driver in drivers() {
+        let bench = Bench::new(Setup::tiny(*driver, 2));
+        run(async {
+            let store = bench.open().await;
+            write(&store, "a", &pattern(1, 50_000)).await;
+            store.close().await.unwrap();
+            let (shard, aside) = (bench.dir().join("shard-0001"), bench.dir().join("aside"));
+            for round in 0..10 {
+                // Before there is a shard, and when one of two has been opened.
+                let mut config = bench.config();
+                config.shards = Some(3);
+                assert_kind(Store::open(config).await, ErrorKind::InvalidInput);
+                std::fs::rename(&shard, &aside).unwrap();
+                std::fs::write(&shard, "no directory").unwrap();
+                let refused = Store::open(bench.config()).await;
+                assert!(refused.is_err(), "round {round}");
+                std::fs::remove_file(&shard).unwrap();
+                std::fs::rename(&aside, &shard).unwrap();
+                let store = Store::open(bench.config()).await.unwrap();
+                assert_payload(&store, &id("a"), &pattern(1, 50_000)).await;
+                store.close().await.unwrap();
+            }
+        });
+    }
+}
+
 // S-33
 #[test]
 fn small_limits_of_the_process_are_lived_with() {

@@ -1,6 +1,6 @@
 //! What needs a disk that fails or a crash at a chosen I/O, on the simulator: crashes at *every*
 //! I/O of small programs, and disks that refuse. Contract sections 2 to 4 and 6, scenarios 31 to
-//! 34, 37, 40, 50, 59, 73, 74, 118 and 119. Random plans are for the simulator's own tests.
+//! 34, 36, 37, 40, 50, 59, 73, 74, 118 and 119. Random plans are for the simulator's own tests.
 
 mod common;
 
@@ -155,7 +155,7 @@ async fn refusals(store: &Store, name: &PayloadId) -> Vec<(&'static str, Result<
     ]
 }
 
-// scenario 33, scenario 50, scenario 59
+// scenario 33
 // S-19, S-28
 #[test]
 fn a_failed_sync_fails_every_flush_that_it_covers_and_stays_an_error() {
@@ -252,6 +252,157 @@ fn whichever_sync_fails_no_later_flush_of_new_bytes_succeeds() {
             let state = state_of(&store, &part(0), &rounds).await;
             let reached = state.map_or(0, |state| state as u64 + 1);
             assert!(reached >= flushed.get(), "{reached} of {flushed:?}");
+        });
+    }
+}
+
+// scenario 34
+// S-19
+#[test]
+fn when_the_disk_fails_every_flush_under_way_is_told_the_truth() {
+    // Enough for six seals, so that the flushes of several clients wait for one again and again.
+    const CLIENTS: u64 = 6;
+    const ROUNDS: u64 = 8;
+    const LEN: usize = 9000;
+    for io in 1.. {
+        let rig = Rig::new(io, 1);
+        let store = rig.open();
+        let flushed: Vec<Cell<u64>> = (0..CLIENTS).map(|_| Cell::new(0)).collect();
+        let failed = Cell::new(0);
+        let client = async |n: u64| {
+            for round in 1..=ROUNDS {
+                let data = pattern(n * 100 + round, LEN);
+                let written = store.write_at(&part(n), 0, data).await;
+                let done = match written {
+                    Ok(()) => store.flush(&part(n)).await.map(drop),
+                    Err(error) => Err(error),
+                };
+                let Err(error) = done else {
+                    flushed[n as usize].set(round);
+                    continue;
+                };
+                // `Full` if it needed a file: one that cannot be made promises nothing.
+                let kinds = [ErrorKind::Poisoned, ErrorKind::Full];
+                assert!(kinds.contains(&error.kind()), "{error}");
+                return failed.set(failed.get() + 1);
+            }
+        };
+        let mut clients = Box::pin(futures_util::future::join_all((0..CLIENTS).map(client)));
+        rig.machine.stop_at_io(Some(rig.machine.ios() + io));
+        let ended = rig.machine.run(clients.as_mut()).is_ok();
+        rig.machine.stop_at_io(None);
+        if ended {
+            assert!(io > 100, "only {io} I/Os");
+            return;
+        }
+        rig.fail(|faults| (faults.sync_error, faults.write_error) = (1000, 1000));
+        rig.run(clients.as_mut());
+        drop(clients);
+        let done = flushed.iter().filter(|it| it.get() == ROUNDS).count() as u64;
+        assert_eq!(failed.get() + done, CLIENTS, "whoever was not done is told");
+        let store = rig.cut_power(store);
+        rig.run(async {
+            for (n, flushed) in (0..).zip(&flushed) {
+                let rounds: Vec<_> = (1..=ROUNDS).map(|tag| (n * 100 + tag, LEN)).collect();
+                let state = state_of(&store, &part(n), &rounds).await;
+                let reached = state.map_or(0, |state| state as u64 + 1);
+                assert!(reached >= flushed.get(), "{n}: {reached} of {flushed:?}");
+            }
+        });
+    }
+}
+
+/// Cuts, punches, deletes and copies, each of a payload that was flushed.
+async fn mark_all(store: &Store) -> Vec<Result<(), Error>> {
+    vec![
+        store.truncate(&part(0), 1000).await,
+        store.punch_hole(&part(1), 0, 30_000).await,
+        store.delete(&part(2)).await,
+        store.copy(&part(4), &part(3)).await.map(drop),
+    ]
+}
+
+/// Whether each of what [`mark_all`] does has happened; anything in between is a failure.
+async fn marked(store: &Store) -> Vec<bool> {
+    let old = |n| pattern(n, 30_000);
+    let is_new = async |n, new: &[u8]| {
+        let found = read_all(store, &part(n)).await.unwrap();
+        assert!(found == old(n) || found == new, "{n}: neither old nor new");
+        found == new
+    };
+    let deleted = !store.exists(&part(2)).await.unwrap();
+    if !deleted {
+        assert_payload(store, &part(2), &old(2)).await;
+    }
+    vec![
+        is_new(0, &old(0)[..1000]).await,
+        is_new(1, &[0; 30_000]).await,
+        deleted,
+        is_new(3, &old(4)).await,
+    ]
+}
+
+// scenario 50, scenario 59
+// S-7, S-8, S-9, S-19
+#[test]
+fn a_change_whose_record_is_not_written_leaves_the_payload_as_it_was() {
+    let mut outcomes = [0; 2];
+    for seed in 0..60 {
+        let rig = Rig::new(seed, 1);
+        let store = rig.open();
+        rig.run(async {
+            for n in 0..5 {
+                put(&store, &part(n), n, 30_000).await;
+            }
+            store.flush_all().await.unwrap();
+        });
+        rig.fail(|faults| faults.write_error = 1000);
+        rig.run(async {
+            let done = mark_all(&store).await.iter().all(Result::is_ok);
+            assert_eq!(marked(&store).await, [done; 4], "visible or refused");
+            assert_kind(store.flush_all().await, ErrorKind::Poisoned);
+            // Refused from now on, with no effect.
+            assert_kind(store.truncate(&part(4), 1).await, ErrorKind::Poisoned);
+            assert_kind(store.delete(&part(4)).await, ErrorKind::Poisoned);
+            assert_payload(&store, &part(4), &pattern(4, 30_000)).await;
+        });
+        let store = rig.cut_power(store);
+        rig.run(async {
+            let marked = marked(&store).await;
+            // They were asked for in one breath: one batch has them all.
+            assert!(marked.iter().all(|it| *it == marked[0]), "{marked:?}");
+            outcomes[usize::from(marked[0])] += 1;
+            assert!(store.verify().await.unwrap().corrupt.is_empty());
+        });
+    }
+    // A failed write may have been applied, or not.
+    assert!(outcomes.iter().all(|count| *count > 5), "{outcomes:?}");
+}
+
+// scenario 36
+// S-15
+#[test]
+fn a_flush_with_nothing_dirty_costs_no_io() {
+    for shards in [1, 3] {
+        let rig = Rig::new(36, shards);
+        let store = rig.open();
+        rig.run(async {
+            for n in 0..6 {
+                put(&store, &part(n), n, 10_000).await;
+            }
+            store.flush_all().await.unwrap();
+            // What upkeep does of its own accord is over.
+            rig.machine.sleep(Duration::from_secs(60)).await;
+            let before = rig.machine.ios();
+            for _ in 0..20 {
+                for n in 0..6 {
+                    store.flush(&part(n)).await.unwrap();
+                }
+                store.flush_all().await.unwrap();
+            }
+            rig.machine.sleep(Duration::from_secs(60)).await;
+            assert_eq!(rig.machine.ios(), before);
+            store.close().await.unwrap();
         });
     }
 }

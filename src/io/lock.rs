@@ -3,7 +3,10 @@
 //! Invariants:
 //! 1. The lock is the kernel's, on the open file: it ends with its process, however that ends, so
 //!    the file's existence and its text mean nothing by themselves.
-//! 2. The file is unlinked by its holder only, and who locks one that is no longer where it was
+//! 2. It is given up by name, not by closing: a child that was forked meanwhile has the open file,
+//!    too, and would keep the lock. One that has begun another program has not: the descriptor does
+//!    not live through `exec`.
+//! 3. The file is unlinked by its holder only, and who locks one that is no longer where it was
 //!    begins anew: nobody has a lock that nobody else sees.
 //!
 //! Deliberately not here: waiting. Two engines on one directory are a mistake, not a queue.
@@ -26,7 +29,7 @@ const HOLDER_BYTES_MAX: u64 = 256;
 /// The exclusive right to a store's directory, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct DirLock {
-    _file: File,
+    file: File,
 }
 
 impl DirLock {
@@ -68,7 +71,7 @@ impl DirLock {
         if let Err(error) = sign(&mut file) {
             tracing::debug!(%error, "the holder could not be noted in the lock's file");
         }
-        Ok(DirLock { _file: file })
+        Ok(DirLock { file })
     }
 
     /// Removes the lock's file from `dir`, the directory that it locks, if nothing else is there.
@@ -79,6 +82,13 @@ impl DirLock {
         };
         let is_alone = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.all(is_lock));
         is_alone && std::fs::remove_file(dir.join(FILE_NAME)).is_ok()
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // If that fails, closing does it, when nobody else has the open file.
+        let _ = self.file.unlock();
     }
 }
 
@@ -154,6 +164,23 @@ mod tests {
         let pid = format!("pid={}", std::process::id());
         assert!(error.to_string().contains(&pid), "{error}");
         drop(lock);
+        DirLock::acquire(dir.path()).unwrap();
+    }
+
+    // scenario 120
+    // S-22
+    #[test]
+    fn whoever_else_has_the_open_file_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DirLock::acquire(dir.path()).unwrap();
+        // What a child has that was forked: the same open file.
+        let forked = lock.file.try_clone().unwrap();
+        assert!(DirLock::acquire(dir.path()).is_err());
+        drop(lock);
+        let second = DirLock::acquire(dir.path()).unwrap();
+        drop(forked);
+        assert!(DirLock::acquire(dir.path()).is_err());
+        drop(second);
         DirLock::acquire(dir.path()).unwrap();
     }
 

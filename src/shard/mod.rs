@@ -23,6 +23,7 @@ mod evict;
 mod files;
 mod inspect;
 mod kept;
+mod loading;
 mod meta;
 mod pace;
 mod read;
@@ -64,9 +65,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tail::Tail;
 
-pub(crate) use recover::Claim;
 #[cfg(any(fuzzing, test))]
-pub(crate) use recover::load_checkpoint;
+pub(crate) use loading::load_checkpoint;
+pub(crate) use recover::Claim;
 pub(crate) use request::{Answer, Control, Routes};
 
 /// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a

@@ -13,6 +13,7 @@ use super::ahead::Ahead;
 use super::checkpoint::{Upkeep, checkpoint_name, parse_checkpoint_name};
 use super::evict::Retention;
 use super::files::Files;
+use super::loading::Loading;
 use super::request::Control;
 use super::tail::Tail;
 use super::tier::Tier;
@@ -22,19 +23,16 @@ use crate::cache::read_buffer::ReadBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::retry::{is_exhausted, retried};
 use crate::io::{DirEntry, Driver, DriverFile, OpenMode};
-use crate::log::checkpoint::{CHUNK_BYTES_MAX, Item, decode_chunk, identity};
-use crate::log::checksum::Identity;
+use crate::log::checkpoint::{CHUNK_BYTES_MAX, decode_chunk, identity};
 use crate::log::writer::{Log, LogEnd, LogParams};
-use crate::map::extent::{Mapped, Zeroed};
-use crate::map::tree::{Loader, NodeRef, Tree};
-use crate::map::{Map, Payload};
+use crate::map::Map;
 use crate::marks::mark;
 use crate::payload_id::PayloadId;
 use crate::residency::{Held, Segments};
 use crate::stats::{Latencies, Stats};
 use crate::sync::mailbox::Sender;
 use crate::sync::signal::Signal;
-use crate::types::{Epoch, Generation, Lsn, NUMBER_MAX, PAGE, PAYLOAD_BYTES_MAX, SegmentId};
+use crate::types::{Epoch, Generation, Lsn, PAGE, SegmentId};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use std::cell::{Cell, RefCell};
@@ -58,7 +56,7 @@ pub(super) struct Recovered {
     pub(super) map: Map,
     pub(super) segments: Segments,
     pub(super) end: LogEnd,
-    upkeep: Upkeep,
+    pub(super) upkeep: Upkeep,
     pub(super) stats: Stats,
     pub(super) next_generation: u64,
 }
@@ -80,8 +78,10 @@ impl<D: Driver> Shard<D> {
         let recovery = Recovery {
             driver: &driver,
             params: &params,
+            unread: Cell::new(false),
         };
         let recovered = recovery.run().await?;
+        let unread = recovery.unread.get();
         params.routes.reserve_generations(recovered.next_generation);
         let segment_pages = (params.segment_bytes() / PAGE as u64) as u32;
         // A quarter of the budget at most, so that one batch can fill while others are written.
@@ -137,10 +137,10 @@ impl<D: Driver> Shard<D> {
             ending: Cell::new(false),
             persisted: Cell::new(false),
         }));
-        if shard.0.state.borrow().has_lost_records() {
+        if unread || shard.0.state.borrow().has_lost_records() {
             // Should the lost ones be readable again, they must not meet what was logged without
             // them: the numbers that they use are given out anew.
-            shard.checkpoint().await?;
+            shard.checkpoint_anyway().await?;
         }
         Ok(shard)
     }
@@ -168,6 +168,8 @@ impl<D: Driver> Shard<D> {
 pub(super) struct Recovery<'a, D: Driver> {
     pub(super) driver: &'a D,
     pub(super) params: &'a Params,
+    /// Something could not be read. Where the log ends was judged without it.
+    pub(super) unread: Cell<bool>,
 }
 
 impl<D: Driver> Recovery<'_, D> {
@@ -197,7 +199,16 @@ impl<D: Driver> Recovery<'_, D> {
             ));
         }
         let candidates = self.find_candidates(&entries, &mut recovered).await?;
+        let newest = candidates.last_key_value().map(|(id, _)| *id);
         self.replay(candidates, &mut recovered).await?;
+        if self.unread.get() {
+            mark("tail judged without what cannot be read");
+            // Should it be readable another time, it must not come back: the checkpoint that is
+            // written now begins behind every segment that may be in a file here.
+            let end = &mut recovered.end;
+            let newest = newest.unwrap_or(end.segment).max(end.segment);
+            (end.segment, end.pages) = (SegmentId(newest.0 + entries.len() as u64), 1);
+        }
         let no_checkpoint = recovered.upkeep.newest().is_none();
         // A store that was killed before it had anything looks the same as one that has lost all.
         let nothing = self.params.epoch > Epoch(1) && recovered.end.next_lsn == Lsn(1);
@@ -370,230 +381,4 @@ fn is_no_file(error: &io::Error) -> bool {
     use nix::libc::{EISDIR, ELOOP, ENOENT};
     matches!(error.raw_os_error(), Some(ENOENT | ELOOP | EISDIR))
         || error.kind() == io::ErrorKind::NotFound
-}
-
-/// A checkpoint as it is being read.
-struct Loading {
-    map: Map,
-    segments: Segments,
-    end: Option<(LogEnd, u64, u64)>,
-    past_lost: bool,
-    extents: Loader<Mapped>,
-    zeroed: Loader<Zeroed>,
-}
-
-impl Loading {
-    fn new() -> Loading {
-        Loading {
-            map: Map::new(),
-            segments: Segments::default(),
-            end: None,
-            past_lost: false,
-            extents: Loader::new(),
-            zeroed: Loader::new(),
-        }
-    }
-
-    fn take(&mut self, item: Item, params: &Params) -> std::result::Result<(), &'static str> {
-        let Loading {
-            map,
-            segments,
-            end,
-            past_lost,
-            extents,
-            zeroed,
-        } = self;
-        match item {
-            Item::Start {
-                next_lsn,
-                chain,
-                segment,
-                pages,
-                next_payload,
-                next_generation,
-                next_file,
-                past_lost: lost,
-            } => {
-                *past_lost = lost;
-                segments.number_files_from(next_file);
-                let numbers = [next_lsn, next_payload, next_generation];
-                let sane = numbers.iter().all(|number| *number < NUMBER_MAX);
-                if next_lsn == 0 || !sane || !segment.is_valid() {
-                    return Err("a checkpoint begins nowhere");
-                }
-                let log_end = LogEnd {
-                    next_lsn: Lsn(next_lsn),
-                    chain,
-                    segment,
-                    pages,
-                };
-                *end = Some((log_end, next_payload, next_generation));
-                Ok(())
-            }
-            Item::Segment {
-                segment,
-                epoch,
-                file,
-                pages,
-                lsns,
-                uploaded,
-            } => {
-                let somewhere = match file {
-                    Some(file) => file < NUMBER_MAX,
-                    None => uploaded,
-                };
-                let numbers = lsns.0.0 < NUMBER_MAX && lsns.1.0 < NUMBER_MAX;
-                let sane = segment.is_valid() && pages > 0 && somewhere && numbers;
-                if segments.find(segment).is_some() || !sane {
-                    return Err("a checkpoint lists a segment twice, or an impossible one");
-                }
-                let identity = Identity::new(&params.store, params.shard, segment, epoch);
-                let held = Held::new(segment, epoch, file, identity, lsns.0);
-                let held = segments.hold(held);
-                held.lsns.set(lsns);
-                if uploaded {
-                    held.set_uploaded(0);
-                }
-                held.pages.set(pages);
-                held.footer_durable.set(true);
-                Ok(())
-            }
-            Item::Policy { payload, policy } => map
-                .restore_policy(payload, policy)
-                .map_err(|_| "a checkpoint has a policy for no payload"),
-            Item::ExtentLeaf(entries) => {
-                let entries = checked(entries, |(start, len, at)| Mapped::checked(start, len, at))?;
-                extents.push(NodeRef::Leaf(&entries), &mut map.live)
-            }
-            Item::ExtentInner(children) => extents.push(NodeRef::Inner(&children), &mut map.live),
-            Item::ZeroedLeaf(entries) => {
-                let entries = checked(entries, |(start, end)| Zeroed::checked(start, end))?;
-                zeroed.push(NodeRef::Leaf(&entries), &mut map.live)
-            }
-            Item::ZeroedInner(children) => zeroed.push(NodeRef::Inner(&children), &mut map.live),
-            Item::Payload {
-                payload,
-                generation,
-                id,
-                size,
-                cut,
-                extents: root,
-                zeroed: holes,
-            } => {
-                let payload_value = Payload {
-                    id,
-                    generation,
-                    size,
-                    cut,
-                    extents: root.map_or(Ok(Tree::new()), |root| extents.tree(root))?,
-                    zeroed: holes.map_or(Ok(Tree::new()), |root| zeroed.tree(root))?,
-                    // In this checkpoint at the latest.
-                    changed: end.map_or(Lsn(0), |(end, ..)| Lsn(end.next_lsn.0 - 1)),
-                    blocks: Cell::new(None),
-                };
-                if payload.0 >= NUMBER_MAX || !is_sane(&payload_value) {
-                    map.release(payload_value);
-                    return Err("a checkpoint holds an impossible payload");
-                }
-                map.restore(payload, payload_value)
-                    .map_err(|_| "a checkpoint holds a payload twice")
-            }
-        }
-    }
-
-    fn finish(mut self) -> std::result::Result<Recovered, &'static str> {
-        let Some((end, next_payload, next_generation)) = self.end else {
-            self.give_up();
-            return Err("a checkpoint has no beginning");
-        };
-        // The log goes on behind all of them, and writes to no file that holds one.
-        let known = self.segments.iter().filter_map(|held| held.file());
-        let known: BTreeSet<u64> = known.collect();
-        let last = self.segments.iter().next_back().map(|held| held.id);
-        if known.len() < self.segments.local() || last > Some(end.segment) {
-            self.give_up();
-            return Err("a checkpoint lists a file twice, or a segment that is yet to come");
-        }
-        self.extents.finish(&mut self.map.live);
-        self.zeroed.finish(&mut self.map.live);
-        self.map.reserve_numbers(next_payload);
-        self.map.assume_shares();
-        Ok(Recovered {
-            map: self.map,
-            segments: self.segments,
-            end,
-            upkeep: Upkeep::behind(self.past_lost),
-            stats: Stats::default(),
-            next_generation,
-        })
-    }
-
-    /// A bad checkpoint: what was read of it goes.
-    fn give_up(self) {
-        let Loading {
-            mut map,
-            extents,
-            zeroed,
-            ..
-        } = self;
-        extents.finish(&mut map.live);
-        zeroed.finish(&mut map.live);
-    }
-}
-
-/// Entries as they stand in a checkpoint, if every one is possible.
-fn checked<T, E>(
-    entries: Vec<T>,
-    check: impl Fn(T) -> Option<E>,
-) -> std::result::Result<Vec<E>, &'static str> {
-    let entries: Option<Vec<E>> = entries.into_iter().map(check).collect();
-    entries.ok_or("a checkpoint holds an impossible range")
-}
-
-/// Whether a payload of a checkpoint is one that the map could have had.
-fn is_sane(payload: &Payload) -> bool {
-    let past = payload.extents.range(payload.size, u64::MAX).next();
-    past.is_none() && payload.size <= PAYLOAD_BYTES_MAX && payload.generation.0 < NUMBER_MAX
-}
-
-/// Loads items as they stand in a checkpoint, goes over all that they make, and lets it go again.
-#[cfg(any(fuzzing, test))]
-pub(crate) fn load_checkpoint(items: Vec<Item>, params: &Params) {
-    use crate::mutation::Mutation;
-    use crate::types::{Location, PayloadNo};
-    let mut loading = Loading::new();
-    for item in items {
-        if loading.take(item, params).is_err() {
-            loading.give_up();
-            return;
-        }
-    }
-    let Ok(mut recovered) = loading.finish() else {
-        return;
-    };
-    let (map, end) = (&mut recovered.map, recovered.end);
-    map.finish_replay();
-    // The log goes on behind these, and so do new payloads and new files.
-    let _ = (
-        end.next_lsn.next(),
-        Location::new(end.segment.next(), 0),
-        map.next_payload().0 + 1,
-        recovered.next_generation + 1,
-        recovered.segments.new_file(),
-    );
-    let numbers: Vec<PayloadNo> = map
-        .payloads_from(PayloadNo(0))
-        .map(|(number, payload)| {
-            assert!(payload.size <= PAYLOAD_BYTES_MAX);
-            let past = payload.extents.range(payload.size, u64::MAX).next();
-            assert!(past.is_none(), "no extent reaches past its payload's size");
-            Map::pieces(payload, 0, payload.size);
-            number
-        })
-        .collect();
-    for payload in numbers {
-        map.apply(&Mutation::Delete { payload }, end.next_lsn)
-            .expect("it is there");
-    }
-    assert_eq!((map.live.total(), map.live.extents()), (0, 0));
 }

@@ -107,7 +107,10 @@ impl<D: Driver> Recovery<'_, D> {
             let at = (offset + index * PAGE) as u64;
             match self.read_at(handle, at, PAGE).await {
                 Ok(buf) => page.copy_from_slice(&buf),
-                Err(_) => page.fill(0),
+                Err(_) => {
+                    self.unread.set(true);
+                    page.fill(0);
+                }
             }
         }
     }

@@ -219,9 +219,41 @@ fn late_wakes_are_harmless() {
     waker.wake();
 }
 
+/// Time passes by nothing but what the executor does: a millisecond for a turn, and all of it that
+/// a wait may take.
+struct Hands {
+    nanos: Arc<AtomicU64>,
+    turns: Cell<u64>,
+    parks: RefCell<Vec<Option<Duration>>>,
+}
+
+impl Hands {
+    fn pass(&self, span: Duration) {
+        let nanos = u64::try_from(span.as_nanos()).unwrap();
+        self.nanos.fetch_add(nanos, Ordering::Release);
+    }
+}
+
+impl Park for Hands {
+    fn turn(&self, _more_to_run: bool) {
+        self.turns.set(self.turns.get() + 1);
+        self.pass(Duration::from_millis(1));
+    }
+
+    fn park(&self, timeout: Option<Duration>) {
+        self.parks.borrow_mut().push(timeout);
+        self.pass(timeout.unwrap());
+    }
+}
+
 #[test]
 fn spinning_sees_timers_and_parks_in_the_end() {
-    let (bench, executor) = bench();
+    let hands = Hands {
+        nanos: Arc::default(),
+        turns: Cell::default(),
+        parks: RefCell::default(),
+    };
+    let executor = Executor::new(Clock::Virtual(hands.nanos.clone()), Bench::default());
     let main = {
         let executor = executor.clone();
         async move {
@@ -229,6 +261,9 @@ fn spinning_sees_timers_and_parks_in_the_end() {
             executor.sleep(Duration::from_millis(30)).await;
         }
     };
-    executor.run(&bench, Duration::from_millis(10), main);
-    assert!(bench.0.parks.load(Ordering::Relaxed) >= 1);
+    executor.run(&hands, Duration::from_millis(10), main);
+    // The first timer is due while it spins; of the second, what is left after spinning is slept.
+    assert_eq!(hands.turns.get(), 2 + 10);
+    assert_eq!(*hands.parks.borrow(), [Some(Duration::from_millis(20))]);
+    assert_eq!(executor.now(), Nanos(32_000_000));
 }

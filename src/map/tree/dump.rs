@@ -6,13 +6,16 @@
 //! Invariants:
 //! 1. What a loader accepts is a tree: ordered, of one depth, and without overlap. Overlap being
 //!    refused, no node occurs twice below one parent, and walking it takes no longer than its list.
-//! 2. A loader holds a share of every node until [`Loader::finish`], which loses the entries of
+//! 2. No node that is dumped holds more than its maximum. A leaf that a rewrite has filled beyond
+//!    it is dumped in pieces, and so is what then has too many children.
+//! 3. A loader holds a share of every node until [`Loader::finish`], which loses the entries of
 //!    those that no tree has claimed.
 //!
 //! Deliberately not here: bytes (`log`), and what is dumped with a tree (`map`).
 
-use super::node::{Child, Link};
+use super::node::{Child, INNER_MAX, LEAF_MAX, Link, even};
 use super::{Account, Entry, Tree};
+use std::ops::Range;
 
 /// Highest tree that is accepted: recursion is as deep. Of nodes a third full, eight levels are
 /// more than memory can hold, and twice that is still no depth for a stack.
@@ -39,34 +42,62 @@ impl<E: Entry> Tree<E> {
         emit: &mut dyn FnMut(NodeRef<'_, E>),
     ) -> Option<u32> {
         assert_ne!(pass, 0);
-        let root = self.root.as_ref()?;
-        Some(dump(root, pass, next_index, emit))
+        let mut dump = Dump {
+            pass,
+            next_index,
+            emit,
+        };
+        let mut top = dump.node(self.root.as_ref()?);
+        while top.len() > 1 {
+            top = dump.inner(&top.collect::<Vec<u32>>());
+        }
+        Some(top.start)
     }
 }
 
-fn dump<E: Entry>(
-    link: &Link<E>,
+struct Dump<'a, E> {
     pass: u64,
-    next_index: &mut u32,
-    emit: &mut dyn FnMut(NodeRef<'_, E>),
-) -> u32 {
-    if link.stamp().is(pass) {
-        return link.stamp().index();
-    }
-    match link {
-        Link::Leaf(leaf) => emit(NodeRef::Leaf(&leaf.entries.borrow())),
-        Link::Inner(inner) => {
-            let children = inner.children.iter();
-            let indices: Vec<u32> = children
-                .map(|child| dump(&child.link, pass, next_index, emit))
-                .collect();
-            emit(NodeRef::Inner(&indices));
+    next_index: &'a mut u32,
+    emit: &'a mut dyn FnMut(NodeRef<'_, E>),
+}
+
+impl<E: Entry> Dump<'_, E> {
+    /// The indices of a node, which has several where it is more than one should hold.
+    fn node(&mut self, link: &Link<E>) -> Range<u32> {
+        if link.stamp().is(self.pass) {
+            return link.stamp().indices();
         }
+        let indices = match link {
+            Link::Leaf(leaf) => {
+                let entries = leaf.entries.borrow();
+                let pieces = entries.chunks(even(entries.len(), LEAF_MAX));
+                self.emit_all(pieces.map(NodeRef::Leaf))
+            }
+            Link::Inner(inner) => {
+                let children = inner.children.iter();
+                let children: Vec<u32> =
+                    children.flat_map(|child| self.node(&child.link)).collect();
+                self.inner(&children)
+            }
+        };
+        link.stamp().dump(self.pass, &indices);
+        indices
     }
-    let index = *next_index;
-    *next_index = index.checked_add(1).expect("fewer nodes than indices");
-    link.stamp().dump(pass, index);
-    index
+
+    fn inner(&mut self, children: &[u32]) -> Range<u32> {
+        let pieces = children.chunks(even(children.len(), INNER_MAX));
+        self.emit_all(pieces.map(NodeRef::Inner))
+    }
+
+    fn emit_all<'b>(&mut self, nodes: impl Iterator<Item = NodeRef<'b, E>>) -> Range<u32> {
+        let first = *self.next_index;
+        for node in nodes {
+            (self.emit)(node);
+            let next = self.next_index.checked_add(1);
+            *self.next_index = next.expect("fewer nodes than indices");
+        }
+        first..*self.next_index
+    }
 }
 
 /// Makes trees of the nodes of a dump.

@@ -5,7 +5,7 @@
 //!
 //! Invariants, besides those of the tree:
 //! 1. A change leaves no node above its maximum. A leaf that a rewrite has filled beyond it is
-//!    split by the next change that touches it.
+//!    split by the next change that touches it, and by a dump.
 //! 2. A node that shrinks below its minimum is merged or evened out with a neighbour, if it has
 //!    one. A node that was born small by an append is left alone: it is about to be filled.
 //!
@@ -14,6 +14,7 @@
 
 use super::{Account, Entry};
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Entries of a leaf. A leaf costs about 150 bytes beside its entries, and random insertion leaves
@@ -36,11 +37,13 @@ const GROWTH: usize = 4;
 /// The index of a node that was visited and not dumped.
 const NO_INDEX: u32 = u32::MAX;
 
-/// The mark of a pass on a node: that it was there, and the number that a dump gave the node.
+/// The mark of a pass on a node: that it was there, and the numbers that a dump gave the node.
 #[derive(Default)]
 pub(super) struct Stamp {
     pass: Cell<u64>,
+    /// The first of them, and how many follow: more than one where the node was dumped in pieces.
     index: Cell<u32>,
+    pieces: Cell<u32>,
 }
 
 impl Stamp {
@@ -48,11 +51,11 @@ impl Stamp {
         self.pass.get() == pass
     }
 
-    /// The number that a dump gave the node in the pass that was here last.
-    pub(super) fn index(&self) -> u32 {
+    /// The numbers that a dump gave the node in the pass that was here last.
+    pub(super) fn indices(&self) -> Range<u32> {
         let index = self.index.get();
         assert_ne!(index, NO_INDEX, "a dump has a pass of its own");
-        index
+        index..index + self.pieces.get()
     }
 
     pub(super) fn visit(&self, pass: u64) {
@@ -60,9 +63,10 @@ impl Stamp {
         self.index.set(NO_INDEX);
     }
 
-    pub(super) fn dump(&self, pass: u64, index: u32) {
+    pub(super) fn dump(&self, pass: u64, indices: &Range<u32>) {
         self.pass.set(pass);
-        self.index.set(index);
+        self.index.set(indices.start);
+        self.pieces.set(indices.end - indices.start);
     }
 }
 
@@ -552,7 +556,7 @@ fn split<T>(items: &mut Vec<T>, max: usize, is_append: bool) -> Vec<Vec<T>> {
     let mut pieces = Vec::new();
     let each = match is_append {
         true => max,
-        false => items.len().div_ceil(items.len().div_ceil(max)),
+        false => even(items.len(), max),
     };
     while items.len() > each {
         pieces.push(items.split_off((items.len() - 1) / each * each));
@@ -560,6 +564,11 @@ fn split<T>(items: &mut Vec<T>, max: usize, is_append: bool) -> Vec<Vec<T>> {
     items.shrink_to_fit();
     pieces.reverse();
     pieces
+}
+
+/// Items of each piece when so many are divided evenly among as few pieces as hold `max` each.
+pub(super) fn even(count: usize, max: usize) -> usize {
+    count.div_ceil(count.div_ceil(max))
 }
 
 /// Sees to it that `more` items fit.

@@ -579,6 +579,45 @@ fn a_rewrite_may_overfill_a_leaf_and_the_next_change_splits_it() {
 }
 
 #[test]
+fn an_overfull_leaf_is_dumped_in_pieces() {
+    // Of one leaf, which is the root then, and of more than one node above them has.
+    for leaves in [1, INNER_MAX as u64 + 6] {
+        let mut tree = Tree::new();
+        for index in 0..leaves * LEAF_MAX as u64 {
+            let at = index as u32 * 200;
+            tree.insert(mapped(index * 1000, 100, 1, at), &mut ());
+        }
+        let clone = tree.share();
+        // So does a cleaner that has room for little at a time.
+        let mut crumble = |entry: &Mapped, fresh: &mut Vec<Mapped>| {
+            let places = entry.start()..entry.end();
+            fresh.extend(places.map(|at| mapped(at, 1, 2, at as u32 * 2)));
+            true
+        };
+        tree.rewrite_pass(1, 0, usize::MAX, &mut crumble, &mut ());
+        assert_eq!(check_nodes(&tree).leaves as u64, leaves);
+
+        let (mut loader, mut next_index) = (Loader::new(), 0);
+        let mut emit = |node: NodeRef<'_, Mapped>| {
+            match node {
+                NodeRef::Leaf(entries) => assert!(entries.len() <= LEAF_MAX),
+                NodeRef::Inner(children) => assert!(children.len() <= INNER_MAX),
+            }
+            loader.push(node, &mut ()).expect("a sound dump");
+        };
+        let roots = [&tree, &clone].map(|tree| tree.dump(2, &mut next_index, &mut emit));
+        for root in roots {
+            let mut loaded = loader.tree(root.expect("entries")).expect("a root");
+            assert!(loaded.range(0, u64::MAX).eq(tree.range(0, u64::MAX)));
+            assert_eq!(check_nodes(&loaded).underfull, 0);
+            loaded.remove(500, leaves * 50_000, &mut ());
+            check_nodes(&loaded);
+        }
+        loader.finish(&mut ());
+    }
+}
+
+#[test]
 fn a_pass_misses_nothing_while_trees_change() {
     let mut dice = Dice(9);
     let mut ledger = Ledger::default();
