@@ -127,12 +127,11 @@ fn creating_and_deleting_for_ever_grows_nothing() {
         let store = bench.open().await;
         for n in 0..100_000u64 {
             let name = id(&format!("p{}", n % 1000));
-            match n % 2 {
-                0 => store.write_at(&name, 0, "x".into()).await.unwrap(),
-                _ => store
-                    .delete(&id(&format!("p{}", (n - 1) % 1000)))
-                    .await
-                    .unwrap(),
+            store.write_at(&name, 0, "x".into()).await.unwrap();
+            store.delete(&name).await.unwrap();
+            if n % 10_000 == 9_999 {
+                let held = disk_bytes(&bench.dir());
+                assert!(held < 3 * (20 << 20), "{held} bytes after {n} cycles");
             }
         }
         assert!(store.list(None, 10).await.unwrap().is_empty());
@@ -215,6 +214,33 @@ fn a_store_at_its_limit_is_full_until_something_is_deleted() {
             store.close().await.unwrap();
             let store = open(config).await.unwrap();
             assert_payload(&store, &id("after"), &[7; 50_000]).await;
+            store.close().await.unwrap();
+        });
+    }
+}
+
+// scenario 84
+// S-29, S-30
+#[test]
+fn writers_far_beyond_the_limit_go_on_while_room_comes_back() {
+    for driver in drivers() {
+        let bench = Bench::new(Setup::tiny(*driver, 1));
+        run(async {
+            let mut config = bench.config();
+            config.local_bytes_max = Some(2 << 20);
+            let store = open(config).await.unwrap();
+            // Each byte that is kept makes another one garbage: 40 times the limit, in all.
+            for round in 0..400 {
+                let name = id(&format!("p{}", round % 4));
+                let data = pattern(round, 200_000);
+                store.write_at(&name, 0, data).await.unwrap();
+                let files = segment_bytes(&bench.dir());
+                assert!(files <= (2 << 20) + (64 << 10), "{files}");
+            }
+            for n in 0..4 {
+                let name = id(&format!("p{n}"));
+                assert_payload(&store, &name, &pattern(396 + n, 200_000)).await;
+            }
             store.close().await.unwrap();
         });
     }

@@ -37,13 +37,13 @@ const LAYERS: &[(&str, &str)] = &[
     // Flows: they join state and driver.
     (
         "shard",
-        "buf cache chunks config error io log map marks mutation payload_id remote residency stats \
-         superblock sync types upload",
+        "buf cache chunks config error io log map marks mutation payload_id remote residency \
+         retention stats superblock sync types upload",
     ),
     (
         "store",
-        "cache chunks config error io marks payload_id shard stats superblock sync types upload \
-         world",
+        "cache chunks config error io marks payload_id retention shard stats superblock sync \
+         types upload world",
     ),
     // The simulated universe opens a store in a world of its own.
     (

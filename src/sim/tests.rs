@@ -1,5 +1,7 @@
 //! The simulator's own tests: it is deterministic, it finds what is planted, it replays its corpus.
 
+mod flips;
+
 use super::plan::{HARMS, Harm, Op, Plan, Step};
 use super::run::run;
 use super::{Campaign, Simulation};

@@ -631,7 +631,8 @@ fn store_near_its_limit_does_not_fetch_in_circles() {
         rig.write(&store, &on(0, 1 + round), round as u8, live / 400);
         rig.write(&store, &on(0, 0), round as u8, 40_000);
     }
-    rig.sleep(300);
+    rig.sleep(250);
+    rig.sleep(250);
     let fetched = figures(&rig, &store).remote_read_bytes;
     assert!(fetched <= 8 * live as u64, "{fetched}");
     for round in 0..400 {
