@@ -287,11 +287,11 @@ impl Segments {
     }
 
     /// Segments that nothing refers to and nobody reads, as a checkpoint begins.
-    pub(crate) fn dead(&self, is_dead: impl Fn(&Held) -> bool) -> Vec<SegmentId> {
+    pub(crate) fn dead(&self, is_dead: impl Fn(SegmentId) -> bool) -> Vec<SegmentId> {
         let sealed = self
             .held
             .values()
-            .filter(|held| held.is_sealed() && is_dead(held));
+            .filter(|held| held.is_sealed() && is_dead(held.id));
         sealed
             .filter(|held| Rc::strong_count(held) == 1)
             .map(|held| held.id)

@@ -144,8 +144,7 @@ impl State {
             return false;
         };
         let first = payload.extents.range(job.range.start, job.range.end).next();
-        let held = first.and_then(|extent| self.segments.find(extent.at().segment()));
-        held.is_some_and(|held| held.file().is_none())
+        first.is_some_and(|extent| !self.is_here(extent.at(), 1).0)
     }
 }
 

@@ -170,12 +170,14 @@ impl State {
     /// Segments that nothing refers to, nor will, and that nobody reads.
     fn dead(&self) -> Vec<SegmentId> {
         let awaited = |id| self.upkeep.moved_to.is_some_and(|first| id >= first);
-        let gap_matters = self.gap_matters();
-        self.segments.dead(|held| {
-            self.map.live.bytes(held.id) == 0
-                && (!awaited(held.id) || planted("free_what_is_moved_to"))
-                && !(gap_matters && self.will_be_published(held))
-        })
+        let mut dead = self.segments.dead(|id| {
+            self.map.live.bytes(id) == 0 && (!awaited(id) || planted("free_what_is_moved_to"))
+        });
+        if !dead.is_empty() && self.gap_matters() {
+            let will_count = |held| self.will_be_published(held);
+            dead.retain(|id| !self.segments.find(*id).is_some_and(|held| will_count(held)));
+        }
+        dead
     }
 
     pub(super) fn last_checkpoint_bytes(&self) -> u64 {

@@ -78,16 +78,11 @@ fn bytes_to_move(len: u32) -> u64 {
 
 /// A range in pieces that are read at once; the first ends where the next begin with a page.
 fn pieces((at, len): (Location, u32)) -> impl Iterator<Item = (Location, u32)> {
-    let head = at.offset() % PAGE as u32;
     let mut done = 0;
     std::iter::from_fn(move || {
-        let most = if done == 0 {
-            MOVE_BYTES_MAX - head
-        } else {
-            MOVE_BYTES_MAX
-        };
-        let piece = most.min(len - done);
         let from = at.advance(done);
+        let to_boundary = MOVE_BYTES_MAX - from.offset() % PAGE as u32;
+        let piece = to_boundary.min(len - done);
         done += piece;
         (piece > 0).then_some((from, piece))
     })
@@ -389,9 +384,10 @@ impl<D: Driver> Shard<D> {
         let mut ahead = FuturesOrdered::new();
         loop {
             let began = self.now();
-            // What is near is read when its turn comes: others want the device, too.
+            // What is here is read when its turn comes: others want the device, too.
+            let is_far = |at| !self.0.state.borrow().is_here(at, 1).0;
             while let Some(&(at, len)) = pieces.peek()
-                && (ahead.is_empty() || self.is_far(at) && ahead.len() < FETCHES_MAX)
+                && (ahead.is_empty() || is_far(at) && ahead.len() < FETCHES_MAX)
             {
                 pieces.next();
                 ahead.push_back(async move { (at, self.read_to_move(at, len).await) });
@@ -429,13 +425,6 @@ impl<D: Driver> Shard<D> {
             self.durable(lsn).await?;
         }
         failure.map_or(Ok(()), Err)
-    }
-
-    /// Whether a place is in the remote only.
-    fn is_far(&self, at: Location) -> bool {
-        let state = self.0.state.borrow();
-        let held = state.segments.find(at.segment());
-        held.is_some_and(|held| held.file().is_none())
     }
 
     async fn read_to_move(&self, from: Location, len: u32) -> Result<Bytes> {

@@ -44,14 +44,17 @@ struct KeptFile {
     behind: u64,
 }
 
+/// Bytes of the table and the index of a segment of so many pages.
+fn bytes_behind(pages: u32) -> u64 {
+    u64::from(index_page(pages) + 1 - table_page(pages)) * PAGE as u64
+}
+
 impl KeptFile {
     fn new(held: &Held, present: Present) -> KeptFile {
-        let pages = held.pages.get();
-        let behind = u64::from(index_page(pages) + 1 - table_page(pages)) * PAGE as u64;
         KeptFile {
             epoch: held.epoch,
             present,
-            behind,
+            behind: bytes_behind(held.pages.get()),
         }
     }
 
@@ -213,7 +216,7 @@ impl<D: Driver> Shard<D> {
         let (fits, is_new) = {
             let state = self.0.state.borrow();
             let is_new = !state.kept.files.contains_key(&held.id);
-            let behind = u64::from(index_page(pages) + 1 - table_page(pages)) * PAGE as u64;
+            let behind = bytes_behind(pages);
             let most = state.kept.files.len() < FILES_MAX || !is_new;
             (
                 most && self.may_keep(&state, bytes.len() as u64 + behind),

@@ -269,14 +269,10 @@ impl<D: Driver> Shard<D> {
         part.held.used.set(self.now());
         if part.held.file().is_none() {
             let (is_kept, _) = self.0.state.borrow().is_here(part.at, part.len);
-            let kept = match is_kept {
-                true => self.read_kept(&part).await,
-                false => None,
-            };
-            return match kept {
-                Some(bytes) => Ok(bytes),
-                None => self.read_remote(&part).await,
-            };
+            if is_kept && let Some(bytes) = self.read_kept(&part).await {
+                return Ok(bytes);
+            }
+            return self.read_remote(&part).await;
         }
         let error = match self.read_local(&part).await {
             Ok(bytes) => return Ok(bytes),

@@ -251,21 +251,18 @@ impl<D: Driver> Shard<D> {
 
     /// Whether so few segments may still be begun that files should be given up.
     pub(super) fn is_short_of_files(&self, state: &State) -> bool {
-        state.space.wants_file() || self.is_nearly_full(state, 1)
+        state.space.wants_file() || self.margins_left(state) < 1
     }
 
     /// Whether they are as few as when files have just been given up, or fewer.
     pub(super) fn is_nearly_short_of_files(&self, state: &State) -> bool {
-        state.space.wants_file() || self.is_nearly_full(state, 2)
+        state.space.wants_file() || self.margins_left(state) < 2
     }
 
-    fn is_nearly_full(&self, state: &State, margins: usize) -> bool {
+    /// How many times the margin may still be begun.
+    fn margins_left(&self, state: &State) -> usize {
         let most = self.segments_max(state, Purpose::Data);
-        state
-            .segments
-            .local()
-            .saturating_add(margins * margin(most))
-            > most
+        most.saturating_sub(state.segments.local()) / margin(most)
     }
 
     /// Takes a place in the line of writers and waits until it is the first.

@@ -10,6 +10,10 @@ use std::time::Duration;
 /// Pause after upkeep that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+fn is_checkpoint_due(state: &State) -> bool {
+    state.checkpoint_due() || state.freeing_due()
+}
+
 impl<D: Driver> Shard<D> {
     /// Starts the tasks of upkeep. What costs moving bytes, perhaps from far away, must not
     /// keep what costs a checkpoint or nothing from giving room to those who wait.
@@ -44,14 +48,11 @@ impl<D: Driver> Shard<D> {
     }
 
     fn is_room_due(&self, state: &State) -> bool {
-        state.checkpoint_due() || state.freeing_due() || self.evicting_due(state)
+        is_checkpoint_due(state) || self.evicting_due(state)
     }
 
     async fn give_room(&self) -> Result<()> {
-        let checkpointing = {
-            let state = self.0.state.borrow();
-            state.checkpoint_due() || state.freeing_due()
-        };
+        let checkpointing = is_checkpoint_due(&self.0.state.borrow());
         if checkpointing {
             self.checkpoint().await?;
         }
@@ -62,14 +63,18 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    fn is_tidying_due(&self, state: &State) -> bool {
+        self.is_cleaning_due(state) || self.trimming_due(state)
+    }
+
     /// What is dead already costs a checkpoint; what is half dead costs moving, and room to move
     /// to. So the former comes first.
-    fn is_tidying_due(&self, state: &State) -> bool {
-        !state.freeing_due() && self.cleaning_due(state) || self.trimming_due(state)
+    fn is_cleaning_due(&self, state: &State) -> bool {
+        self.cleaning_due(state) && !state.freeing_due()
     }
 
     async fn tidy(&self) -> Result<()> {
-        let cleaning = self.cleaning_due(&self.0.state.borrow());
+        let cleaning = self.is_cleaning_due(&self.0.state.borrow());
         if cleaning {
             self.clean().await?;
         }
