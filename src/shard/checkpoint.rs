@@ -173,9 +173,12 @@ impl State {
         let mut dead = self.segments.dead(|id| {
             self.map.live.bytes(id) == 0 && (!awaited(id) || planted("free_what_is_moved_to"))
         });
-        if !dead.is_empty() && self.gap_matters() {
-            let will_count = |held| self.will_be_published(held);
-            dead.retain(|id| !self.segments.find(*id).is_some_and(|held| will_count(held)));
+        if !dead.is_empty() {
+            let is_on_its_way = self.on_their_way();
+            if self.gap_matters(&is_on_its_way) {
+                let held = |id: &SegmentId| self.segments.find(*id);
+                dead.retain(|id| !held(id).is_some_and(|held| is_on_its_way(held)));
+            }
         }
         dead
     }

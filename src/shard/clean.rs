@@ -275,13 +275,14 @@ impl<D: Driver> Shard<D> {
         let reachable = state.tier.as_ref().is_some_and(|tier| tier.is_well());
         // Moving what is in the remote only gives no room here, and takes some.
         let far = reachable && (!self.is_short_of_files(&state) || state.eviction_helps());
+        let is_on_its_way = state.on_their_way();
         let mut candidates: Vec<(f64, SegmentId, u64)> = state
             .segments
             .iter()
             .filter(|held| held.is_sealed() && held.footer_durable.get())
             .filter(|held| held.file().is_some() || far)
-            // What is not there yet is on its way, and the log in the bucket has no gaps.
-            .filter(|held| !reachable || state.is_published(held))
+            // What is on its way is waited for: the log in the bucket is to have no gaps.
+            .filter(|held| !is_on_its_way(held))
             .filter(|held| unclaimed.is_none_or(|first| held.id < first))
             .filter(|held| !state.upkeep.unmovable.contains(&held.id))
             .filter_map(|held| {

@@ -37,8 +37,8 @@ pub(super) struct Retention {
     changes: u64,
     /// A pass that found nothing found it when all of this stood so.
     futile: Option<Progress>,
-    /// It was so because nothing more was in the bucket, not because a policy was in the way.
-    awaits_uploads: bool,
+    /// It was so because a policy was in the way, and not because nothing more was in the bucket.
+    is_barred: bool,
     /// The timer that looks for times to live is running.
     timing: bool,
 }
@@ -59,7 +59,7 @@ impl Retention {
             default,
             changes: 0,
             futile: None,
-            awaits_uploads: false,
+            is_barred: false,
             timing: false,
         }
     }
@@ -109,9 +109,11 @@ impl State {
 
     /// The coldest segment that may give up its file, or what is kept of it.
     fn coldest(&self, barred: &BTreeSet<SegmentId>) -> Option<Rc<Held>> {
+        let may_evict = self.may_evict();
         let goes = |held: &&Rc<Held>| {
+            // What is kept is a copy: it goes whether or not the bucket can be reached.
             let kept = self.kept.bytes_of(held.id) > 0;
-            (kept || self.is_evictable(held)) && !barred.contains(&held.id)
+            (kept || may_evict && self.is_evictable(held)) && !barred.contains(&held.id)
         };
         let goes = self.segments.iter().filter(goes);
         goes.min_by_key(|held| (held.used.get(), held.id)).cloned()
@@ -138,7 +140,11 @@ impl State {
 
     /// Whether eviction makes room: now, or when more has been uploaded.
     pub(super) fn eviction_helps(&self) -> bool {
-        self.may_evict() && (!self.is_futile() || self.retention.awaits_uploads)
+        let more_comes = || {
+            let is_on_its_way = self.on_their_way();
+            self.segments.iter().rev().any(|held| is_on_its_way(held))
+        };
+        self.may_evict() && (!self.is_futile() || !self.retention.is_barred && more_comes())
     }
 
     /// Whether the last pass found nothing, and nothing has changed since.
@@ -156,12 +162,8 @@ impl State {
 impl<D: Driver> Shard<D> {
     /// Whether there is little room, and eviction may help.
     pub(super) fn evicting_due(&self, state: &State) -> bool {
-        self.is_short_of_files(state)
-            && state.may_evict()
-            && !state.is_futile()
-            && (state.segments.iter().any(|held| state.is_evictable(held))
-                || !state.kept.is_empty()
-                || state.waits_for_checkpoint())
+        let may_give = !state.kept.is_empty() || state.may_evict();
+        may_give && self.is_short_of_files(state) && !state.is_futile()
     }
 
     /// Makes room: evicts the coldest segments, or brings a checkpoint up that lets them go.
@@ -177,8 +179,8 @@ impl<D: Driver> Shard<D> {
         loop {
             let coldest = {
                 let state = self.0.state.borrow();
-                let may = self.is_short_of_files(&state) && state.may_evict();
-                may.then(|| state.coldest(&barred)).flatten()
+                let short = self.is_short_of_files(&state);
+                short.then(|| state.coldest(&barred)).flatten()
             };
             let Some(held) = coldest else { break };
             evicted += match held.file() {
@@ -189,18 +191,18 @@ impl<D: Driver> Shard<D> {
         if evicted > 0 {
             return Ok(());
         }
-        if self.0.state.borrow().waits_for_checkpoint() {
+        let uncovered = {
+            let state = self.0.state.borrow();
+            state.may_evict() && state.waits_for_checkpoint()
+        };
+        if uncovered {
             self.checkpoint_anyway().await?;
         }
         let mut state = self.state();
         if state.progress() == progress {
             let is_barred = state.segments.iter().any(|held| state.is_evictable(held));
-            let waits = state
-                .segments
-                .iter()
-                .any(|held| state.will_be_published(held));
             state.retention.futile = Some(progress);
-            state.retention.awaits_uploads = waits && !is_barred;
+            state.retention.is_barred = is_barred;
         }
         Ok(())
     }

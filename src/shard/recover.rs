@@ -112,7 +112,7 @@ impl<D: Driver> Shard<D> {
             moving: BTreeSet::new(),
             changing: HashMap::with_hasher(FixedState::with_seed(0)),
             deleted: BTreeMap::new(),
-            tier: params.remote.clone().map(Tier::new),
+            tier: params.remote.clone().map(|it| Tier::new(params.shard, it)),
             fetches: BTreeMap::new(),
             kept: Default::default(),
             retention: Retention::new(params.config.retention),

@@ -120,6 +120,7 @@ impl End {
 
 /// What the shard knows of its remote tier.
 pub(super) struct Tier {
+    shard: ShardId,
     pub(super) client: Client,
     /// What counts in the bucket; `None` until the bucket is taken.
     published: Option<ShardState>,
@@ -148,8 +149,9 @@ pub(super) struct Tier {
 }
 
 impl Tier {
-    pub(super) fn new(client: Client) -> Tier {
+    pub(super) fn new(shard: ShardId, client: Client) -> Tier {
         Tier {
+            shard,
             client,
             published: None,
             submitted: None,
@@ -182,6 +184,11 @@ impl Tier {
         self.published.is_some() && self.ended.is_none() && self.client.health().is_good()
     }
 
+    /// Whether nothing elsewhere keeps what is uploaded from counting.
+    fn goes_on(&self) -> bool {
+        self.is_well() && self.client.between().obstacle(self.shard).is_none()
+    }
+
     /// Why the bucket is bad, if it is.
     pub(super) fn trouble(&self) -> Option<String> {
         let ended = self.ended.as_ref().map(Error::to_string);
@@ -206,18 +213,21 @@ impl Tier {
 impl State {
     /// Whether it would cost much time to leave a dead segment out of the bucket: the log has a gap
     /// there, and nothing behind it counts before a checkpoint does, with all that it refers to.
-    pub(super) fn gap_matters(&self) -> bool {
-        let waits = |held: &&Rc<Held>| self.will_be_published(held);
-        let alive = |held: &&Rc<Held>| self.map.live.bytes(held.id) > 0;
-        let waiting = self.segments.iter().filter(waits).filter(alive);
-        waiting.count() > GAP_SEGMENTS_MAX
+    pub(super) fn gap_matters(&self, is_on_its_way: impl Fn(&Held) -> bool) -> bool {
+        let waits = |held: &&Rc<Held>| is_on_its_way(held) && self.map.live.bytes(held.id) > 0;
+        self.segments.iter().filter(waits).count() > GAP_SEGMENTS_MAX
     }
 
-    /// Whether a segment does not count in the bucket yet, and will as soon as it can.
-    pub(super) fn will_be_published(&self, held: &Held) -> bool {
-        let tier = self.tier.as_ref().filter(|tier| tier.is_well());
-        let stuck = |tier: &Tier| tier.stuck.contains_key(&held.id);
-        held.is_sealed() && tier.is_some_and(|tier| !stuck(tier)) && !self.is_published(held)
+    /// Tells whether a segment does not count in the bucket yet, and will as soon as it can. That
+    /// is not so behind one that cannot be uploaded, or while another shard does not go on: then
+    /// nobody knows when.
+    pub(super) fn on_their_way(&self) -> impl Fn(&Held) -> bool {
+        let tier = self.tier.as_ref().filter(|tier| tier.goes_on());
+        let first_stuck = tier.and_then(|tier| tier.stuck.keys().next().copied());
+        move |held| {
+            let is_behind = first_stuck.is_some_and(|stuck| held.id >= stuck);
+            tier.is_some() && held.is_sealed() && !is_behind && !self.is_published(held)
+        }
     }
 
     /// What may be published now, if it is more than what was handed over for it.

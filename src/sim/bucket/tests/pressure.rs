@@ -1,6 +1,6 @@
 //! Writers of a store that is nearly full, while the bucket takes less than they could write.
 
-use super::{Rig, on};
+use super::{Rig, figures, on};
 use crate::store::Store;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -63,4 +63,72 @@ fn writers_go_as_fast_as_the_bucket_takes() {
         "{share} of what the bucket takes"
     );
     assert!(most < 6 * half, "{most:?}, and one of two within {half:?}");
+}
+
+/// Overwrites a payload again and again: much is written, and little of it lives.
+fn churn(rig: &Rig, store: &Store) {
+    for round in 0..300 {
+        rig.write(store, &on(0, 1000), round as u8, 40_000);
+    }
+}
+
+// S-30, S-32: what holds up the uploads holds up no writer whose bytes die here
+#[test]
+fn segment_that_cannot_be_uploaded_does_not_fill_the_store() {
+    let mut rig = Rig::new(41, 1);
+    rig.config.local_bytes_max = Some(16 * (64 << 10));
+    rig.bucket.set_away(true);
+    let store = rig.open();
+    // In one segment with what lives there are bytes that are dead by now, and go bad.
+    let (dead, live) = (on(0, 0), on(0, 1));
+    rig.write(&store, &dead, 1, 20_000);
+    rig.write(&store, &live, 2, 20_000);
+    rig.write(&store, &dead, 3, 20_000);
+    rig.sleep(10);
+    let segment = rig.files(0, "seg-").remove(0);
+    let disk = rig.disk.borrow().clone();
+    disk.flip_bit(&segment, (3 * 4096 + 5) * 8)
+        .expect("it is there");
+    rig.bucket.set_away(false);
+    rig.sleep(30);
+    assert!(figures(&rig, &store).failed_syncs > 0, "nothing is held up");
+    // Enough lives behind it to make a gap in the log dear.
+    for nth in 2..8 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    churn(&rig, &store);
+    assert_eq!(
+        rig.read(&store, &live, 20_000).expect("it is there"),
+        vec![2; 20_000]
+    );
+}
+
+// S-25, S-30: what was fetched is kept as long as nobody needs the room
+#[test]
+fn kept_bytes_make_room_for_writers_while_the_bucket_is_away() {
+    let mut rig = Rig::new(42, 1);
+    rig.config.local_bytes_max = Some(16 * (64 << 10));
+    let store = rig.open();
+    for nth in 0..30 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    for nth in 0..30 {
+        rig.run(store.evict(&on(0, nth))).expect("it is evicted");
+    }
+    for nth in 0..30 {
+        rig.read(&store, &on(0, nth), 60_000)
+            .expect("it is fetched");
+        rig.sleep(1);
+    }
+    let kept = figures(&rig, &store).kept_bytes;
+    assert!(kept > 6 * (64 << 10), "{kept} bytes are kept");
+    rig.bucket.set_away(true);
+    rig.sleep(60);
+    for nth in 100..110 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    assert!(
+        figures(&rig, &store).kept_bytes < kept,
+        "nothing was given up"
+    );
 }
