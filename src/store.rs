@@ -24,7 +24,7 @@ use crate::sync::mailbox::Sender;
 use crate::sync::slot::{Reply, slot};
 use crate::sync::{self, Mutex};
 use crate::types::PAYLOAD_BYTES_MAX;
-use crate::world::{Machine, Resident};
+use crate::world::Resident;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -88,9 +88,7 @@ impl Store {
     ///
     /// Dropped, the store is as after a crash: whatever was durable still is.
     pub async fn open(config: Config) -> Result<Store> {
-        config.check()?;
-        let machine = Machine::take(&config)?;
-        Store::open_in(&machine, config, Machine::cores()).await
+        opening::open(config).await
     }
 
     /// Brings a store up from its remote alone, in an empty directory.
@@ -104,14 +102,7 @@ impl Store {
     /// Dropped, it may go on to its end, and the directory be a store like any other then. If it is
     /// none, the next call begins anew.
     pub async fn rebuild(config: Config) -> Result<Store> {
-        config.check()?;
-        let machine = Machine::take(&config)?;
-        let dir = config.dir.clone();
-        let rebuilt = Store::rebuild_in(&machine, config, Machine::cores()).await;
-        if rebuilt.is_err() {
-            machine.give_back(&dir);
-        }
-        rebuilt
+        opening::rebuild(config).await
     }
 
     /// Flushes everything and ends the store, within `Config::close_timeout`.

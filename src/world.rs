@@ -126,13 +126,17 @@ impl World for Machine {
             .pin_threads
             .then(|| usize::from(shard.0) % Machine::cores());
         let share = config.dirty_bytes_max as usize / config.shards.unwrap_or(1);
+        let arena_bytes = match M::MOVES_MUCH {
+            true => (share + READ_ARENA_BYTES).min(ARENA_BYTES_MAX),
+            false => 0,
+        };
         let options = Launch {
             kind: config.driver,
             root: config.dir.clone(),
             shard,
             core,
             idle_spin: config.idle_spin,
-            arena_bytes: (share + READ_ARENA_BYTES).min(ARENA_BYTES_MAX),
+            arena_bytes,
             lock: Some(self.lock.clone()),
         };
         launch(options, main).map(Resident::Thread)

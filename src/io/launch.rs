@@ -32,6 +32,10 @@ use std::time::Duration;
 
 /// What a shard does with its life.
 pub(crate) trait ShardMain: Send + 'static {
+    /// Whether it moves so many bytes that an arena is worth its while: the kernel clears all of it
+    /// first, which takes tens of milliseconds.
+    const MOVES_MUCH: bool = true;
+
     /// Lives on the shard's thread, with its driver; when it ends, so do all tasks and the thread.
     fn run<D: Driver>(self, driver: D) -> impl Future<Output = ()>;
 

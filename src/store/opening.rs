@@ -22,9 +22,34 @@ use crate::sync::slot::{Pending, Reply, slot};
 use crate::sync::{self, Mutex};
 use crate::types::ShardId;
 use crate::upload::Client;
-use crate::world::{Resident, World};
+use crate::world::{Machine, Resident, World};
+use futures_util::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// [`Store::open`]. Boxed, as [`rebuild`] is: a program that awaits it compiles a call, and not the
+/// whole engine once more.
+pub(super) fn open(config: Config) -> BoxFuture<'static, Result<Store>> {
+    Box::pin(async {
+        config.check()?;
+        let machine = Machine::take(&config)?;
+        Store::open_in(&machine, config, Machine::cores()).await
+    })
+}
+
+/// [`Store::rebuild`].
+pub(super) fn rebuild(config: Config) -> BoxFuture<'static, Result<Store>> {
+    Box::pin(async {
+        config.check()?;
+        let machine = Machine::take(&config)?;
+        let dir = config.dir.clone();
+        let rebuilt = Store::rebuild_in(&machine, config, Machine::cores()).await;
+        if rebuilt.is_err() {
+            machine.give_back(&dir);
+        }
+        rebuilt
+    })
+}
 
 impl Store {
     pub(crate) async fn open_in<W: World>(
@@ -240,6 +265,8 @@ struct Boot {
 }
 
 impl ShardMain for Boot {
+    const MOVES_MUCH: bool = false;
+
     async fn run<D: Driver>(self, driver: D) {
         self.reply
             .send(begin_epoch(&driver, &self.config, self.cores).await);
@@ -285,7 +312,6 @@ mod tests {
     use crate::config::RemoteConfig;
     use crate::error::ErrorKind;
     use crate::upload::Uploader;
-    use crate::world::Machine;
 
     /// A machine that has no thread for the last shard of three.
     struct Cramped(Machine);
