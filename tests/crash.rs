@@ -209,8 +209,20 @@ impl KindName for Error {
     }
 }
 
+/// When a child is killed.
+#[derive(Clone, Copy)]
+enum Kill {
+    /// So long after it was started: it may be opening its store.
+    AfterStart(Duration),
+    /// So long after its first operation, however slow the machine is.
+    AfterFirst(Duration),
+}
+
+/// How long a child's first operation is waited for; on a full file system it waits itself.
+const FIRST_MAX: Duration = Duration::from_secs(5);
+
 /// Lets a child work for a while, and kills it. Returns what it had reported.
-fn run_and_kill(rig: &Rig, seed: u64, after: Duration) -> Vec<String> {
+fn run_and_kill(rig: &Rig, seed: u64, kill: Kill) -> Vec<String> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["child", "--exact", "--ignored", "--nocapture"])
         .env(CHILD, rig.to_env(seed))
@@ -219,7 +231,23 @@ fn run_and_kill(rig: &Rig, seed: u64, after: Duration) -> Vec<String> {
         .unwrap();
     let output = BufReader::new(child.stdout.take().unwrap());
     let lines = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| output.lines().map_while(Result::ok).collect());
+        let (done, first_done) = std::sync::mpsc::channel();
+        let reader = scope.spawn(move || {
+            let lines = output.lines().map_while(Result::ok);
+            let told = lines.inspect(|line| {
+                if line.starts_with('@') {
+                    let _ = done.send(());
+                }
+            });
+            told.collect()
+        });
+        let after = match kill {
+            Kill::AfterStart(after) => after,
+            Kill::AfterFirst(after) => {
+                let _ = first_done.recv_timeout(FIRST_MAX);
+                after
+            }
+        };
         std::thread::sleep(after);
         child.kill().unwrap();
         reader.join().unwrap()
@@ -417,7 +445,11 @@ fn kill_rounds(rigs: &[Rig], rounds: u64, may_be_full: bool) -> u64 {
         let index = (round % rigs.len() as u64) as usize;
         let (rig, oracle, seed) = (&rigs[index], &mut oracles[index], rng.next());
         let after = Duration::from_micros(rng.below(150_000));
-        let lines = run_and_kill(rig, seed, after);
+        let kill = match rng.below(3) {
+            0 => Kill::AfterStart(after),
+            _ => Kill::AfterFirst(after),
+        };
+        let lines = run_and_kill(rig, seed, kill);
         oracle.take(seed, &lines, may_be_full);
         run(async {
             let mut store = open(rig.config()).await.unwrap();

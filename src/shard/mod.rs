@@ -421,7 +421,10 @@ impl<D: Driver> Shard<D> {
                         Control::Settle { claims, reply } => {
                             reply.send(shard.settle_claims(&claims).await);
                         }
-                        Control::Health(reply) => reply.send(shard.health()),
+                        Control::Health(reply) => {
+                            reply.send(shard.health());
+                            shard.look_at_remote().await;
+                        }
                         Control::Disown { ids, reply } => reply.send(shard.give_up(&ids).await),
                     }
                 });

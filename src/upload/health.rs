@@ -10,6 +10,7 @@ use crate::remote::Failure;
 use crate::sync::Mutex;
 use crate::types::Nanos;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Failures in a row that turn a way bad.
 const FAILURES: u32 = 3;
@@ -57,6 +58,8 @@ impl Track {
 pub(crate) struct Health {
     reads: Track,
     writes: Track,
+    /// When the bucket was heard of last, in nanoseconds.
+    heard: AtomicU64,
 }
 
 impl Health {
@@ -64,6 +67,7 @@ impl Health {
         Health {
             reads: Track::new(),
             writes: Track::new(),
+            heard: AtomicU64::new(0),
         }
     }
 
@@ -102,7 +106,13 @@ impl Health {
         self.reads.is_good() && self.writes.is_good()
     }
 
-    pub(super) fn note_success(&self, way: Way) {
+    /// For how long nothing has been asked of the bucket that would tell how it is.
+    pub(super) fn silence(&self, now: Nanos) -> Duration {
+        now.since(Nanos(self.heard.load(Ordering::Acquire)))
+    }
+
+    pub(super) fn note_success(&self, way: Way, now: Nanos) {
+        self.heard.store(now.0, Ordering::Release);
         let track = self.track(way);
         track.failures.store(0, Ordering::Release);
         if track.bad.swap(false, Ordering::AcqRel) {
@@ -112,6 +122,7 @@ impl Health {
 
     /// Whether this failure has turned the way bad.
     pub(super) fn note_failure(&self, way: Way, why: &Failure, now: Nanos) -> bool {
+        self.heard.store(now.0, Ordering::Release);
         let track = self.track(way);
         let failures = track.failures.fetch_add(1, Ordering::AcqRel) + 1;
         *track.why.lock() = why.message.clone();

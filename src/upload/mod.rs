@@ -120,6 +120,7 @@ enum Request {
         reply: Reply<Result<Vec<Listed>>>,
     },
     Probe(Reply<Result<()>>),
+    Look,
     Publish(Update),
     TakeOver {
         node: NodeId,
@@ -257,6 +258,12 @@ impl Client {
         self.ask(Request::Probe).await
     }
 
+    /// Sees to it that the health of a bucket that nobody has asked anything is known soon.
+    pub(crate) async fn look(&self) {
+        // An uploader that has ended has said what it knows.
+        let _ = self.requests.send(Request::Look).await;
+    }
+
     /// Makes a shard's state what counts in the bucket, once what it needs of other shards does.
     pub(crate) async fn publish(
         &self,
@@ -347,6 +354,7 @@ impl<R: Runtime> Service<R> {
             Request::Probe(reply) => self.0.runtime.spawn(async move {
                 reply.send(service.asked_once().await);
             }),
+            Request::Look => self.look(),
             Request::Publish(update) => publisher.submit(update),
             Request::TakeOver {
                 node,
@@ -467,7 +475,7 @@ impl<R: Runtime> Service<R> {
             _ => {
                 let window = self.0.window.get();
                 self.0.window.set((window + 1).min(WINDOW_MAX));
-                self.0.health.note_success(way);
+                self.0.health.note_success(way, self.0.runtime.now());
             }
         }
         result

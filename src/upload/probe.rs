@@ -12,6 +12,9 @@ use std::time::Duration;
 /// Pause between two questions whether a bad bucket is back.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 
+/// What was heard of the bucket so long ago tells nothing of it now.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// How long a probe may take: it asks for a name, or makes an object of a few bytes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -34,7 +37,8 @@ impl<R: Runtime> Service<R> {
                     Ok(()) => {
                         // That small things succeed excuses no large ones that fail.
                         if service.0.health.is_bad(way) {
-                            service.0.health.note_success(way);
+                            let now = service.0.runtime.now();
+                            service.0.health.note_success(way, now);
                         }
                         break;
                     }
@@ -42,6 +46,14 @@ impl<R: Runtime> Service<R> {
             }
             service.0.probing.borrow_mut().retain(|other| *other != way);
         });
+    }
+
+    /// Somebody wants to know how the bucket is: it is asked, if nobody has done so lately.
+    pub(super) fn look(&self) {
+        let now = self.0.runtime.now();
+        if self.0.health.silence(now) > SILENCE_MAX {
+            self.start_probing(Way::Reads);
+        }
     }
 
     /// Whether the bucket can be read, for who has nothing else to ask of it.

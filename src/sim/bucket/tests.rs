@@ -2,6 +2,7 @@
 
 mod pressure;
 mod racing;
+mod scenarios;
 
 use super::{Bucket, BucketFaults};
 use crate::config::{Config, RemoteConfig};
