@@ -21,10 +21,11 @@ use crate::io::Driver;
 use crate::map::extent::Mapped;
 use crate::marks::mark;
 use crate::mutation::Mutation;
-use crate::types::{Location, Lsn, PAGE, PayloadNo, SegmentId, page_ceil};
+use crate::types::{Location, Lsn, Nanos, PAGE, PayloadNo, SegmentId, page_ceil};
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Tree leaves that are visited between two looks at other work: about 50 us.
 const LEAVES_PER_STEP: usize = 128;
@@ -47,6 +48,16 @@ const MOVE_BYTES_MAX: u32 = 128 << 10;
 
 /// While there is room, the cleaner rests this many times as long as each move took.
 const REST_PER_MOVE: u32 = 3;
+
+/// The same while others use the device. One of some hundreds of their operations meets a
+/// move then, so that the slowest hundredth of them is as slow as without.
+const REST_PER_MOVE_BUSY: u32 = 200;
+
+/// Nobody has used the device for so long: nobody is in the way.
+const IDLE_AFTER: Duration = Duration::from_millis(50);
+
+/// How often a cleaner that rests looks whether it may go on.
+const REST_STEP: Duration = Duration::from_millis(10);
 
 /// Cleaning begins when the held segments, but for two, are so many tenths of the live bytes.
 const HELD_TENTHS: u64 = 13;
@@ -382,6 +393,7 @@ impl<D: Driver> Shard<D> {
         let mut last = None;
         let mut failure = None;
         let mut pieces = ranges.iter().flat_map(|&range| pieces(range)).peekable();
+        let mut paid = self.0.state.borrow().stats.written_bytes;
         let mut ahead = FuturesOrdered::new();
         loop {
             let began = self.now();
@@ -391,9 +403,9 @@ impl<D: Driver> Shard<D> {
                 && (ahead.is_empty() || is_far(at) && ahead.len() < FETCHES_MAX)
             {
                 pieces.next();
-                ahead.push_back(async move { (at, self.read_to_move(at, len).await) });
+                ahead.push_back(async move { (at, len, self.read_to_move(at, len).await) });
             }
-            let Some((at, bytes)) = ahead.next().await else {
+            let Some((at, len, bytes)) = ahead.next().await else {
                 break;
             };
             if self.is_in_the_way(&self.0.state.borrow()) {
@@ -404,10 +416,8 @@ impl<D: Driver> Shard<D> {
                 Ok(bytes) => self.move_bytes(at, &bytes).await,
                 Err(error) => Err(error),
             };
-            if !self.is_urgent(&self.0.state.borrow()) {
-                let rest = self.now().since(began) * REST_PER_MOVE;
-                self.0.driver.sleep(rest).await;
-            }
+            paid += u64::from(len);
+            self.rest(began, paid).await;
             match moved {
                 Ok(lsn) => last = Some(lsn),
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -426,6 +436,28 @@ impl<D: Driver> Shard<D> {
             self.durable(lsn).await?;
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Leaves the device to others after a move. Who writes makes garbage, so what was written pays
+    /// for as much to be moved: `paid` is the figure from which on this move is paid for.
+    async fn rest(&self, began: Nanos, paid: u64) {
+        let took = self.now().since(began);
+        let (rest, until) = (took * REST_PER_MOVE, began.after(took * REST_PER_MOVE_BUSY));
+        if !self.is_urgent(&self.0.state.borrow()) {
+            self.0.driver.sleep(rest).await;
+        }
+        loop {
+            let now = self.now();
+            let is_idle = now.since(self.0.used_at.get()) > IDLE_AFTER;
+            let goes_on = {
+                let state = self.0.state.borrow();
+                state.stats.written_bytes >= paid || self.is_nearly_short_of_files(&state)
+            };
+            if is_idle || goes_on || now >= until {
+                return;
+            }
+            self.0.driver.sleep(REST_STEP.min(until.since(now))).await;
+        }
     }
 
     async fn read_to_move(&self, from: Location, len: u32) -> Result<Bytes> {

@@ -30,6 +30,9 @@ const PAYLOADS_PER_STEP: usize = 256;
 const TTL_PERIOD_MIN: Duration = Duration::from_millis(10);
 const TTL_PERIOD_MAX: Duration = Duration::from_secs(60);
 
+/// Pause after a pass that found only what is being read.
+const READ_PAUSE: Duration = Duration::from_millis(1);
+
 /// What may be evicted, by the payloads' policies and the store's.
 pub(super) struct Retention {
     default: RetentionPolicy,
@@ -85,7 +88,12 @@ impl State {
 
     /// Whether a segment's file may go, policies aside.
     fn is_evictable(&self, held: &Rc<Held>) -> bool {
-        self.counts_in_remote(held) && self.is_covered(held) && held.is_unread()
+        self.may_be_evicted(held) && held.is_unread()
+    }
+
+    /// The same when nobody reads it.
+    fn may_be_evicted(&self, held: &Held) -> bool {
+        self.counts_in_remote(held) && self.is_covered(held)
     }
 
     /// Whether a segment has a file here, and counts in the bucket, too.
@@ -198,11 +206,19 @@ impl<D: Driver> Shard<D> {
         if uncovered {
             self.checkpoint_anyway().await?;
         }
-        let mut state = self.state();
-        if state.progress() == progress {
-            let is_barred = state.segments.iter().any(|held| state.is_evictable(held));
-            state.retention.futile = Some(progress);
-            state.retention.is_barred = is_barred;
+        let is_read = {
+            let mut state = self.state();
+            let goes = |held: &&Rc<Held>| state.may_be_evicted(held) && !barred.contains(&held.id);
+            let found = state.segments.iter().find(goes).cloned();
+            if found.is_none() && state.progress() == progress {
+                let is_barred = state.segments.iter().any(|held| state.is_evictable(held));
+                state.retention.futile = Some(progress);
+                state.retention.is_barred = is_barred;
+            }
+            found.is_some_and(|held| !held.is_unread())
+        };
+        if is_read {
+            self.0.driver.sleep(READ_PAUSE).await;
         }
         Ok(())
     }

@@ -196,6 +196,8 @@ struct Inner<D: Driver> {
     ending: Cell<bool>,
     /// Everything is durable on this machine, and nothing more will come.
     persisted: Cell<bool>,
+    /// When somebody's operation used the device last, if it did.
+    used_at: Cell<Nanos>,
 }
 
 /// A shard; clones share it, on one thread.
@@ -450,6 +452,9 @@ impl<D: Driver> Shard<D> {
 
     fn note(&self, op: Op, at: Nanos, succeeded: bool) {
         let now = self.now();
+        if op != Op::Meta {
+            self.0.used_at.set(now);
+        }
         self.state().latencies.record(op, at, now, succeeded);
         if let Some(slow) = self.0.params.config.slow_op
             && now.since(at) > slow

@@ -136,6 +136,7 @@ impl<D: Driver> Shard<D> {
             working: Cell::new(0),
             ending: Cell::new(false),
             persisted: Cell::new(false),
+            used_at: Cell::default(),
         }));
         if unread || shard.0.state.borrow().has_lost_records() {
             // Should the lost ones be readable again, they must not meet what was logged without

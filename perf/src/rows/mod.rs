@@ -1,5 +1,6 @@
 //! The rows: one kind of work each, with its references and what is to be reached.
 
+mod cleaning;
 mod copy;
 mod idle;
 mod index;
@@ -30,6 +31,7 @@ pub enum Row {
     WriteSeq,
     WriteFlush,
     WriteRandom,
+    Cleaning,
     Copy,
     Truncate,
     SmallPayloads,
@@ -56,6 +58,7 @@ impl Row {
             Row::WriteSeq => "write-seq",
             Row::WriteFlush => "write-flush",
             Row::WriteRandom => "write-random",
+            Row::Cleaning => "cleaning",
             Row::Copy => "copy",
             Row::Truncate => "truncate",
             Row::SmallPayloads => "small-payloads",
@@ -82,6 +85,7 @@ impl Row {
             Row::WriteSeq => write_seq::run(bench),
             Row::WriteFlush => write_flush::run(bench),
             Row::WriteRandom => write_random::run(bench),
+            Row::Cleaning => cleaning::run(bench),
             Row::Copy => copy::run(bench),
             Row::Truncate => truncate::run(bench),
             Row::SmallPayloads => small_payloads::run(bench),
