@@ -163,7 +163,8 @@ impl<D: Driver> Shard<D> {
     /// Whether there is little room, and eviction may help.
     pub(super) fn evicting_due(&self, state: &State) -> bool {
         let may_give = !state.kept.is_empty() || state.may_evict();
-        may_give && self.is_short_of_files(state) && !state.is_futile()
+        // What takes less room than it seems to is looked at first.
+        may_give && state.kept.is_known() && self.is_short_of_files(state) && !state.is_futile()
     }
 
     /// Makes room: evicts the coldest segments, or brings a checkpoint up that lets them go.

@@ -1,0 +1,73 @@
+//! What is kept of fetched segments: it counts, goes when it has to, and leaves nothing behind.
+
+use super::{Rig, figures, on};
+use crate::store::Store;
+
+/// A store with so many payloads in the remote only, each in a segment of its own, of which the
+/// first page was read.
+fn many_kept(rig: &Rig, count: usize) -> Store {
+    let (store, len) = (rig.open(), rig.config.segment_bytes as usize - 5000);
+    for nth in 0..count {
+        rig.write(&store, &on(0, nth), nth as u8, len);
+    }
+    for nth in 0..count {
+        rig.run(store.evict(&on(0, nth))).expect("it is evicted");
+    }
+    for nth in 0..count {
+        rig.read(&store, &on(0, nth), 4096).expect("it is fetched");
+    }
+    rig.sleep(1);
+    assert_eq!(rig.files(0, "kept-").len(), count);
+    store
+}
+
+// S-29: what an earlier opening has kept counts from the first moment on
+#[test]
+fn what_is_kept_counts_before_it_was_looked_at() {
+    let rig = Rig::new(60, 1);
+    let store = many_kept(&rig, 30);
+    let kept = figures(&rig, &store).kept_bytes;
+    rig.kill(store);
+    let store = rig.open();
+    let first = figures(&rig, &store).kept_bytes;
+    assert!(first >= kept, "{first} of {kept}");
+    rig.sleep(1);
+    assert_eq!(figures(&rig, &store).kept_bytes, kept);
+}
+
+// S-29: and is not given up only because nobody knows yet how little it is
+#[test]
+fn what_was_not_looked_at_yet_is_not_given_up_for_it() {
+    let mut rig = Rig::new(61, 1);
+    rig.config.segment_bytes = 256 << 10;
+    rig.config.local_bytes_max = Some(20 * (256 << 10));
+    let store = many_kept(&rig, 40);
+    let kept = figures(&rig, &store).kept_bytes;
+    rig.kill(store);
+    let store = rig.open();
+    rig.write(&store, &on(0, 0), 1, 1000);
+    rig.sleep(1);
+    let left = figures(&rig, &store).kept_bytes;
+    assert!(left >= kept - 2 * (64 << 10), "{left} of {kept}");
+}
+
+// S-29, S-32: what is kept of segments that are gone goes, remote or not
+#[test]
+fn leftovers_of_what_was_kept_go() {
+    for remote in [true, false] {
+        let rig = Rig::new(62, 1);
+        let store = rig.open_without_remote();
+        rig.write(&store, &on(0, 0), 1, 10_000);
+        rig.run(store.close()).expect("it closes");
+        let name = format!("shard-0000/kept-{:016x}-{:016x}", 7, 1);
+        let disk = rig.disk.borrow().clone();
+        disk.write_file(&name, &[1; 70_000]).expect("it is made");
+        let store = match remote {
+            true => rig.open(),
+            false => rig.open_without_remote(),
+        };
+        rig.sleep(1);
+        assert_eq!(rig.files(0, "kept-"), Vec::<String>::new());
+        assert_eq!(figures(&rig, &store).kept_bytes, 0);
+    }
+}
