@@ -332,9 +332,7 @@ impl<D: Driver> Shard<D> {
 
     /// What stays behind is found at the next opening.
     async fn remove_kept(&self, id: SegmentId, epoch: Epoch) {
-        let name = FileId::Kept(id, epoch);
-        self.0.files.forget(name);
-        let _ = self.0.driver.unlink(&self.0.files.path(name)).await;
+        let _ = self.0.files.remove(FileId::Kept(id, epoch)).await;
     }
 
     /// Looks, in the background, at what earlier openings have kept.

@@ -2,6 +2,8 @@
 
 use super::{Rig, figures, on};
 use crate::store::Store;
+use futures_util::future::join;
+use std::time::Duration;
 
 /// A store with so many payloads in the remote only, each in a segment of its own, of which the
 /// first page was read.
@@ -70,4 +72,28 @@ fn leftovers_of_what_was_kept_go() {
         assert_eq!(rig.files(0, "kept-"), Vec::<String>::new());
         assert_eq!(figures(&rig, &store).kept_bytes, 0);
     }
+}
+
+// S-32: a reader that comes as a file goes does not keep its room
+#[test]
+fn file_that_goes_while_it_is_opened_leaves_no_room_taken() {
+    let rig = Rig::new(63, 1);
+    // More than stay open, so that the first ones are opened anew.
+    let store = many_kept(&rig, 160);
+    for nth in 0..30 {
+        let id = on(0, nth);
+        let evict = async {
+            let delay = Duration::from_micros(8 * nth as u64);
+            rig.universe.sleep(delay).await;
+            store.evict(&id).await
+        };
+        let (read, evicted) = rig.run(join(store.read_at(&id, 0, 4096), evict));
+        read.expect("it is there");
+        evicted.expect("it is evicted");
+    }
+    rig.sleep(1);
+    let used = rig.disk.borrow().used();
+    rig.kill(store);
+    let left = rig.disk.borrow().used();
+    assert_eq!(used, left, "room without a name");
 }
