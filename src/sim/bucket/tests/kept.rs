@@ -1,6 +1,7 @@
 //! What is kept of fetched segments: it counts, goes when it has to, and leaves nothing behind.
 
 use super::{Rig, figures, on};
+use crate::marks::armed::take_hits;
 use crate::store::Store;
 use futures_util::future::join;
 use std::time::Duration;
@@ -96,4 +97,28 @@ fn file_that_goes_while_it_is_opened_leaves_no_room_taken() {
     rig.kill(store);
     let left = rig.disk.borrow().used();
     assert_eq!(used, left, "room without a name");
+}
+
+// S-30: a pass of the cleaner that is broken off has nothing to wait for
+#[test]
+fn broken_off_cleaning_walks_the_map_once() {
+    let mut rig = Rig::new(66, 1);
+    rig.config.local_bytes_max = Some(24 * (64 << 10));
+    let store = rig.open();
+    drop(take_hits());
+    for round in 0..1500 {
+        // Little of each segment lives; rests are worth cleaning, and bursts stop it.
+        rig.write(&store, &on(0, 1 + round % 300), round as u8, 3000);
+        rig.write(&store, &on(0, 0), round as u8, 20_000);
+        if round % 40 == 0 {
+            rig.sleep(3);
+        }
+    }
+    let hits = take_hits();
+    let (passes, broken) = (hits["cleaning"], hits["cleaning broken off"]);
+    let walks = hits["places exchanged"];
+    assert!(
+        broken > 0 && walks < passes + broken,
+        "{passes} {broken} {walks}"
+    );
 }
