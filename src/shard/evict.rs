@@ -176,7 +176,7 @@ impl<D: Driver> Shard<D> {
             RetentionPolicy::Lru => false,
         });
         let barred = barred.await;
-        let mut evicted = 0;
+        let (mut evicted, mut crumbs) = (0, 0);
         loop {
             let coldest = {
                 let state = self.0.state.borrow();
@@ -184,10 +184,17 @@ impl<D: Driver> Shard<D> {
                 short.then(|| state.coldest(&barred)).flatten()
             };
             let Some(held) = coldest else { break };
-            evicted += match held.file() {
-                Some(_) => self.evict_segment(held).await,
-                None => self.drop_kept(held.id).await,
-            };
+            if held.file().is_some() {
+                evicted += self.evict_segment(held).await;
+                continue;
+            }
+            let bytes = self.drop_kept(held.id).await;
+            (evicted, crumbs) = (evicted + bytes, crumbs + bytes);
+            let mut state = self.state();
+            if self.is_room(&state, crumbs) {
+                crumbs = 0;
+                state.space.note_progress();
+            }
         }
         if evicted > 0 {
             return Ok(());
@@ -206,6 +213,15 @@ impl<D: Driver> Shard<D> {
             state.retention.is_barred = is_barred;
         }
         Ok(())
+    }
+
+    /// Whether what was given up of kept bytes is room for a segment. Nobody's patience begins anew
+    /// for less.
+    fn is_room(&self, state: &State, bytes: u64) -> bool {
+        match state.space.disk_full {
+            true => bytes >= self.0.params.segment_bytes(),
+            false => state.segments.local() < self.segments_max(state, Purpose::Data),
+        }
     }
 
     /// Gives a segment's file up. Says how many bytes that frees.

@@ -325,7 +325,6 @@ impl<D: Driver> Shard<D> {
             return 0;
         };
         self.remove_kept(id, file.epoch).await;
-        self.state().space.note_progress();
         self.0.room.notify();
         file.bytes()
     }

@@ -1,9 +1,12 @@
 //! What is kept of fetched segments: it counts, goes when it has to, and leaves nothing behind.
 
 use super::{Rig, figures, on};
+use crate::error::ErrorKind;
 use crate::marks::armed::take_hits;
 use crate::store::Store;
-use futures_util::future::join;
+use bytes::Bytes;
+use futures_util::future::{Either, join, select};
+use std::pin::pin;
 use std::time::Duration;
 
 /// A store with so many payloads in the remote only, each in a segment of its own, of which the
@@ -121,4 +124,41 @@ fn broken_off_cleaning_walks_the_map_once() {
         broken > 0 && walks < passes + broken,
         "{passes} {broken} {walks}"
     );
+}
+
+// S-30: on a full file system nobody waits for many times his patience
+#[test]
+fn crumbs_do_not_renew_the_patience_of_writers() {
+    let mut rig = Rig::new(64, 1);
+    rig.config.segment_bytes = 256 << 10;
+    rig.config.stall_timeout = Duration::from_secs(2);
+    let store = many_kept(&rig, 200);
+    rig.bucket.set_away(true);
+    rig.sleep(30);
+    let disk = rig.disk.borrow().clone();
+    // Whatever becomes free, others take.
+    let eat = async {
+        loop {
+            disk.set_capacity(disk.used());
+            rig.universe.sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let began = rig.universe.now();
+    let fill = async {
+        let mut nth = 1000;
+        loop {
+            let data = Bytes::from(vec![1; 60_000]);
+            if let Err(error) = store.write_at(&on(0, nth), 0, data).await {
+                return error;
+            }
+            nth += 1;
+        }
+    };
+    let error = match rig.run(select(pin!(fill), pin!(eat))) {
+        Either::Left((error, _)) => error,
+        Either::Right(_) => unreachable!("it never ends"),
+    };
+    assert_eq!(error.kind(), ErrorKind::Full);
+    let took = rig.universe.now().since(began);
+    assert!(took < Duration::from_secs(6), "{took:?}");
 }
