@@ -127,12 +127,12 @@ impl Kept {
         Some(file)
     }
 
-    /// Notes whether chunks of a segment are there. Returns the index to be written, `None` if the
+    /// Notes that chunks of a segment are there. Returns the index to be written, `None` if the
     /// file has gone meanwhile.
-    fn set(&mut self, held: &Held, chunks: std::ops::Range<u32>, there: bool) -> Option<Vec<u8>> {
+    fn add(&mut self, held: &Held, chunks: std::ops::Range<u32>) -> Option<Vec<u8>> {
         let file = self.files.get_mut(&held.id)?;
         let before = file.bytes();
-        chunks.for_each(|chunk| file.present.set(chunk, there));
+        chunks.for_each(|chunk| file.present.add(chunk));
         self.bytes = self.bytes - before + file.bytes();
         Some(file.present.encode(held.identity))
     }
@@ -261,7 +261,7 @@ impl<D: Driver> Shard<D> {
         let file = self.0.files.open(name).await?;
         self.write_kept(&file, chunk * CHUNK_PAGES, &bytes).await?;
         let chunks = chunk..chunk + (bytes.len() as u64).div_ceil(CHUNK_BYTES) as u32;
-        let index = self.state().kept.set(&held, chunks, true);
+        let index = self.state().kept.add(&held, chunks);
         let Some(index) = index else { return Ok(()) };
         mark("fetched bytes kept");
         self.write_kept(&file, index_page(pages), &index).await
@@ -295,10 +295,10 @@ impl<D: Driver> Shard<D> {
         let bytes = read.ok();
         let bytes = bytes.filter(|bytes| bytes.chunks_exact(PAGE).zip(first..).all(good));
         let Some(bytes) = bytes else {
-            // A crash took it, or the disk: it is a copy.
+            // A crash took it, or the disk: it is a copy. All of the file goes, for what is of no
+            // use in it would take room, and there is no way to give that back alone.
             mark("kept bytes were not what they should be");
-            let chunks = first / CHUNK_PAGES..(first + count).div_ceil(CHUNK_PAGES);
-            self.state().kept.set(held, chunks, false);
+            self.drop_kept(held.id).await;
             return None;
         };
         mark("kept bytes read");

@@ -1,6 +1,6 @@
 //! What is kept of fetched segments: it counts, goes when it has to, and leaves nothing behind.
 
-use super::{Rig, figures, on};
+use super::{Rig, figures, kind, on, with_something_kept};
 use crate::error::ErrorKind;
 use crate::marks::armed::take_hits;
 use crate::store::Store;
@@ -161,4 +161,24 @@ fn crumbs_do_not_renew_the_patience_of_writers() {
     assert_eq!(error.kind(), ErrorKind::Full);
     let took = rig.universe.now().since(began);
     assert!(took < Duration::from_secs(6), "{took:?}");
+}
+
+// S-29, S-33: what went bad goes, for it takes room and is of no use
+#[test]
+fn kept_bytes_that_went_bad_take_no_room() {
+    let (rig, id) = (Rig::new(65, 1), on(0, 0));
+    let store = with_something_kept(&rig);
+    let name = rig.files(0, "kept-").remove(0);
+    let disk = rig.disk.borrow().clone();
+    disk.flip_bit(&name, 8 * 8192).expect("it is there");
+    // It reads, and keeps nothing of what it fetches.
+    let report = rig.run(store.verify()).expect("it is verified");
+    assert!(report.corrupt.is_empty());
+    rig.sleep(1);
+    assert_eq!(figures(&rig, &store).kept_bytes, 0);
+    assert_eq!(rig.files(0, "kept-"), Vec::<String>::new());
+    rig.bucket.set_away(true);
+    rig.sleep(30);
+    let read = rig.read(&store, &id, 4096);
+    assert_eq!(kind(read), ErrorKind::Unavailable);
 }
