@@ -4,7 +4,7 @@
 //! 1. Every file is of exactly one kind: it holds a segment, or it is free.
 //! 2. A segment's file is freed only when nothing refers to the segment, nobody reads it, and the
 //!    two newest checkpoints were both begun after the last reference went: neither they nor the
-//!    replay that starts from them can want it.
+//!    replay that starts from them can want it. A checkpoint for the remote may want it still.
 //! 3. Checksum tables are a cache of the segments' footers, bounded by `SUMS_BYTES_MAX`.
 //!
 //! Deliberately not here: the files themselves, and who refers to what (`map::live`).
@@ -55,7 +55,8 @@ pub(crate) struct Held {
     needed: Cell<usize>,
 }
 
-/// A segment that an uploaded checkpoint needs: it is not freed, but its file may go.
+/// A segment that a checkpoint for the remote needs. Who wants to free it can, and makes the
+/// checkpoint useless with that.
 pub(crate) struct Needed(Rc<Held>);
 
 impl Needed {
@@ -109,6 +110,11 @@ impl Held {
     /// Whether nobody reads it.
     pub(crate) fn is_unread(self: &Rc<Held>) -> bool {
         Rc::strong_count(self) == 1 + self.needed.get()
+    }
+
+    /// Whether a checkpoint for the remote needs it.
+    pub(crate) fn is_needed(&self) -> bool {
+        self.needed.get() > 0
     }
 
     /// The file that it is in, if it is in one.
@@ -293,7 +299,7 @@ impl Segments {
             .values()
             .filter(|held| held.is_sealed() && is_dead(held.id));
         sealed
-            .filter(|held| Rc::strong_count(held) == 1)
+            .filter(|held| held.is_unread())
             .map(|held| held.id)
             .collect()
     }
@@ -316,7 +322,7 @@ impl Segments {
             .held
             .values()
             .filter(|held| held.checkpoints_dead.get() >= CHECKPOINTS_TO_FREE)
-            .filter(|held| held.footer_durable.get() && Rc::strong_count(held) == 1)
+            .filter(|held| held.footer_durable.get() && held.is_unread())
             .map(|held| held.id)
             .collect();
         let mut freed = Vec::new();

@@ -69,15 +69,11 @@ impl Present {
         byte.is_some_and(|byte| byte >> (chunk % 8) & 1 == 1)
     }
 
-    /// Notes whether a chunk is there.
-    pub(crate) fn set(&mut self, chunk: u32, there: bool) {
-        if self.has(chunk) == there {
-            return;
-        }
-        self.bits[chunk as usize / 8] ^= 1 << (chunk % 8);
-        match there {
-            true => self.count += 1,
-            false => self.count -= 1,
+    /// Notes that a chunk is there.
+    pub(crate) fn add(&mut self, chunk: u32) {
+        if !self.has(chunk) {
+            self.bits[chunk as usize / 8] |= 1 << (chunk % 8);
+            self.count += 1;
         }
     }
 
@@ -120,11 +116,10 @@ mod tests {
         let other = Identity::new(&[1; 16], ShardId(0), SegmentId(4), Epoch(2));
         let pages = 1000;
         let mut present = Present::none(pages);
-        for chunk in [0, 7, 8, 124] {
-            present.set(chunk, true);
-            present.set(chunk, true);
+        for chunk in [0, 8, 124] {
+            present.add(chunk);
+            present.add(chunk);
         }
-        present.set(7, false);
         assert_eq!(present.count(), 3);
         assert!(present.has(124) && !present.has(7) && !present.has(9999));
         let page = present.encode(identity);

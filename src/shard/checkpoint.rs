@@ -174,11 +174,9 @@ impl State {
             self.map.live.bytes(id) == 0 && (!awaited(id) || planted("free_what_is_moved_to"))
         });
         if !dead.is_empty() {
-            let is_on_its_way = self.on_their_way();
-            if self.gap_matters(&is_on_its_way) {
-                let held = |id: &SegmentId| self.segments.find(*id);
-                dead.retain(|id| !held(id).is_some_and(|held| is_on_its_way(held)));
-            }
+            let is_awaited = self.awaited_by_remote();
+            let held = |id: &SegmentId| self.segments.find(*id);
+            dead.retain(|id| !held(id).is_some_and(|held| is_awaited(held)));
         }
         dead
     }

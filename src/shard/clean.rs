@@ -187,7 +187,7 @@ impl<D: Driver> Shard<D> {
             true => Vec::new(),
             false => self.collect(&chosen).await,
         };
-        let victims = self.what_fits(chosen, &ranges);
+        let mut victims = self.what_fits(chosen, &ranges);
         if victims.is_empty() {
             self.state().upkeep.cleaned_at = Some(progress);
             return Ok(());
@@ -199,7 +199,7 @@ impl<D: Driver> Shard<D> {
             state.upkeep.moving = true;
             state.upkeep.moved_to = Some(state.log.end().segment);
         }
-        let moved = self.move_ranges(&ranges).await;
+        let moved = self.move_ranges(&ranges, &mut victims).await;
         self.state().upkeep.moving = false;
         self.0.room.notify();
         // What was moved is used even if not everything could be; extents may refer to a copy that
@@ -388,8 +388,13 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Copies ranges to the end of the log, and waits until the copies are durable.
-    async fn move_ranges(&self, ranges: &[(Location, u32)]) -> Result<()> {
+    /// Copies ranges to the end of the log, in its order, and waits until the copies are durable.
+    /// Of the victims those stay that were moved whole.
+    async fn move_ranges(
+        &self,
+        ranges: &[(Location, u32)],
+        victims: &mut BTreeSet<SegmentId>,
+    ) -> Result<()> {
         let mut last = None;
         let mut failure = None;
         let mut pieces = ranges.iter().flat_map(|&range| pieces(range)).peekable();
@@ -410,6 +415,7 @@ impl<D: Driver> Shard<D> {
             };
             if self.is_in_the_way(&self.0.state.borrow()) {
                 mark("cleaning broken off");
+                victims.retain(|id| *id < at.segment());
                 break;
             }
             let moved = match bytes {
@@ -424,8 +430,10 @@ impl<D: Driver> Shard<D> {
                     // Bytes that cannot be read cannot be moved; they stay, and are reported.
                     mark("corrupt bytes not moved");
                     self.state().upkeep.unmovable.insert(at.segment());
+                    victims.remove(&at.segment());
                 }
                 Err(error) => {
+                    victims.retain(|id| *id < at.segment());
                     failure = Some(error);
                     break;
                 }
@@ -496,10 +504,14 @@ impl<D: Driver> Shard<D> {
         Ok(last)
     }
 
-    /// Lets extents refer to the new places, until none refers to a victim.
-    async fn settle(&self, victims: &BTreeSet<SegmentId>) -> Result<()> {
+    /// Lets extents refer to the new places, until none refers to a segment that was moved whole.
+    async fn settle(&self, moved: &BTreeSet<SegmentId>) -> Result<()> {
         self.check_poison()?;
         for _ in 0..WALKS_MAX {
+            if !self.0.state.borrow().map.has_relocated() {
+                break;
+            }
+            mark("places exchanged");
             let pass = self.state().map.begin_pass();
             let mut next = Some((PayloadNo(0), 0));
             let mut steps = 0;
@@ -516,7 +528,7 @@ impl<D: Driver> Shard<D> {
                 }
             }
             let state = self.0.state.borrow();
-            if victims.iter().all(|id| state.map.live.bytes(*id) == 0) {
+            if moved.iter().all(|id| state.map.live.bytes(*id) == 0) {
                 break;
             }
         }

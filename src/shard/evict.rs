@@ -171,7 +171,8 @@ impl<D: Driver> Shard<D> {
     /// Whether there is little room, and eviction may help.
     pub(super) fn evicting_due(&self, state: &State) -> bool {
         let may_give = !state.kept.is_empty() || state.may_evict();
-        may_give && self.is_short_of_files(state) && !state.is_futile()
+        // What takes less room than it seems to is looked at first.
+        may_give && state.kept.is_known() && self.is_short_of_files(state) && !state.is_futile()
     }
 
     /// Makes room: evicts the coldest segments, or brings a checkpoint up that lets them go.
@@ -183,7 +184,7 @@ impl<D: Driver> Shard<D> {
             RetentionPolicy::Lru => false,
         });
         let barred = barred.await;
-        let mut evicted = 0;
+        let (mut evicted, mut crumbs) = (0, 0);
         loop {
             let coldest = {
                 let state = self.0.state.borrow();
@@ -191,10 +192,17 @@ impl<D: Driver> Shard<D> {
                 short.then(|| state.coldest(&barred)).flatten()
             };
             let Some(held) = coldest else { break };
-            evicted += match held.file() {
-                Some(_) => self.evict_segment(held).await,
-                None => self.drop_kept(held.id).await,
-            };
+            if held.file().is_some() {
+                evicted += self.evict_segment(held).await;
+                continue;
+            }
+            let bytes = self.drop_kept(held.id).await;
+            (evicted, crumbs) = (evicted + bytes, crumbs + bytes);
+            let mut state = self.state();
+            if self.is_room(&state, crumbs) {
+                crumbs = 0;
+                state.space.note_progress();
+            }
         }
         if evicted > 0 {
             return Ok(());
@@ -221,6 +229,15 @@ impl<D: Driver> Shard<D> {
             self.0.driver.sleep(READ_PAUSE).await;
         }
         Ok(())
+    }
+
+    /// Whether what was given up of kept bytes is room for a segment. Nobody's patience begins anew
+    /// for less.
+    fn is_room(&self, state: &State, bytes: u64) -> bool {
+        match state.space.disk_full {
+            true => bytes >= self.0.params.segment_bytes(),
+            false => state.segments.local() < self.segments_max(state, Purpose::Data),
+        }
     }
 
     /// Gives a segment's file up. Says how many bytes that frees.

@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. A handle that was given out stays valid for as long as its holder keeps it, whatever the set
 //!    forgets.
-//! 2. A want of descriptors is no failure of the disk: a segment that exists is opened once there
+//! 2. No handle of a file that was removed stays here: its room would never come back.
+//! 3. A want of descriptors is no failure of the disk: a segment that exists is opened once there
 //!    is one, and what is not there yet is made later.
 
 use super::Params;
@@ -12,7 +13,7 @@ use crate::io::{Driver, OpenMode};
 use crate::marks::mark;
 use crate::residency::Held;
 use crate::types::{Epoch, NUMBER_MAX, SegmentId};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::Duration;
@@ -74,6 +75,8 @@ pub(super) struct Files<D: Driver> {
     driver: D,
     params: Params,
     open: RefCell<Open<D::File>>,
+    /// How many files were removed.
+    removals: Cell<u64>,
 }
 
 struct Open<F> {
@@ -91,6 +94,7 @@ impl<D: Driver> Files<D> {
             driver,
             params,
             open: RefCell::new(open),
+            removals: Cell::new(0),
         }
     }
 
@@ -106,9 +110,13 @@ impl<D: Driver> Files<D> {
             if let Some(file) = self.open.borrow().by_id.get(&id) {
                 return Ok(file.clone());
             }
+            let removals = self.removals.get();
             match self.open_path(&self.path(id), OpenMode::Existing).await {
                 Ok(file) => {
-                    self.keep(id, file.clone());
+                    // It may be that of a file that has lost its name meanwhile.
+                    if self.removals.get() == removals {
+                        self.keep(id, file.clone());
+                    }
                     return Ok(file);
                 }
                 Err(error) if is_exhausted(&error) => {
@@ -169,11 +177,14 @@ impl<D: Driver> Files<D> {
         }
     }
 
-    /// Closes a file that is about to be removed.
-    pub(super) fn forget(&self, file: impl Into<FileId>) {
+    /// Removes a file, and closes it: afterwards, for it may be opened until then.
+    pub(super) async fn remove(&self, file: impl Into<FileId>) -> io::Result<()> {
         let id = file.into();
+        let removed = self.driver.unlink(&self.path(id)).await;
+        self.removals.set(self.removals.get() + 1);
         let mut open = self.open.borrow_mut();
         open.by_id.remove(&id);
         open.oldest.retain(|kept| *kept != id);
+        removed
     }
 }

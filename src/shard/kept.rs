@@ -9,21 +9,23 @@
 //! Invariants:
 //! 1. Neither the map nor a checkpoint knows of these files: with all of them gone, nothing is.
 //! 2. They count as local bytes and take no room that a segment could not have: they are evicted as
-//!    segments are, the coldest first.
+//!    segments are, the coldest first. What an earlier opening has left counts with the most that
+//!    it may take, until it was looked at.
 //! 3. Nobody waits for anything to be kept, and no failure of it is anybody's but its own.
 //!
 //! Deliberately not here: fetching (`cold`) and who is to be evicted (`evict`).
 
-use super::files::{FileId, parse_kept_name};
+use super::files::{FileId, kept_name, parse_kept_name};
 use super::read::DevicePart;
+use super::recover::Recovery;
 use super::space::Purpose;
 use super::{Shard, State, pages_of};
-use crate::io::{Driver, DriverFile, Durability, OpenMode};
+use crate::io::{DirEntry, Driver, DriverFile, Durability, OpenMode};
 use crate::log::kept::{CHUNK_BYTES, CHUNK_PAGES, Present, index_page, table_page};
 use crate::log::objects;
 use crate::log::segment::is_good_page;
 use crate::marks::{mark, planted};
-use crate::residency::Held;
+use crate::residency::{Held, Segments};
 use crate::types::{Epoch, Location, PAGE, SegmentId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -33,7 +35,7 @@ use std::rc::Rc;
 /// Fetched bytes that wait to be written, per shard at most; what comes beyond is not kept.
 const WAITING_BYTES_MAX: usize = 4 << 20;
 
-/// Files per shard at most: each is looked at once after an opening.
+/// Files per shard at most: each is looked at once after an opening, in the background.
 const FILES_MAX: usize = 4096;
 
 /// What is kept of one segment.
@@ -58,6 +60,17 @@ impl KeptFile {
         }
     }
 
+    /// One of which nobody knows what it has: none of it is there, and all of it takes room.
+    fn unread(held: &Held) -> KeptFile {
+        let pages = held.pages.get();
+        let whole = u64::from(pages.div_ceil(CHUNK_PAGES)) * CHUNK_BYTES;
+        KeptFile {
+            epoch: held.epoch,
+            present: Present::none(pages),
+            behind: bytes_behind(pages) + whole,
+        }
+    }
+
     fn bytes(&self) -> u64 {
         self.behind + u64::from(self.present.count()) * CHUNK_BYTES
     }
@@ -79,7 +92,7 @@ pub(super) struct Kept {
     waiting_bytes: usize,
     /// Something is being written.
     writing: bool,
-    /// What earlier openings have left is known.
+    /// What earlier openings have left was looked at.
     known: bool,
 }
 
@@ -91,6 +104,11 @@ impl Kept {
 
     pub(super) fn is_empty(&self) -> bool {
         self.files.is_empty()
+    }
+
+    /// Whether it takes what it is said to take, and not less.
+    pub(super) fn is_known(&self) -> bool {
+        self.known
     }
 
     /// Bytes that are kept of a segment.
@@ -109,12 +127,12 @@ impl Kept {
         Some(file)
     }
 
-    /// Notes whether chunks of a segment are there. Returns the index to be written, `None` if the
+    /// Notes that chunks of a segment are there. Returns the index to be written, `None` if the
     /// file has gone meanwhile.
-    fn set(&mut self, held: &Held, chunks: std::ops::Range<u32>, there: bool) -> Option<Vec<u8>> {
+    fn add(&mut self, held: &Held, chunks: std::ops::Range<u32>) -> Option<Vec<u8>> {
         let file = self.files.get_mut(&held.id)?;
         let before = file.bytes();
-        chunks.for_each(|chunk| file.present.set(chunk, there));
+        chunks.for_each(|chunk| file.present.add(chunk));
         self.bytes = self.bytes - before + file.bytes();
         Some(file.present.encode(held.identity))
     }
@@ -243,7 +261,7 @@ impl<D: Driver> Shard<D> {
         let file = self.0.files.open(name).await?;
         self.write_kept(&file, chunk * CHUNK_PAGES, &bytes).await?;
         let chunks = chunk..chunk + (bytes.len() as u64).div_ceil(CHUNK_BYTES) as u32;
-        let index = self.state().kept.set(&held, chunks, true);
+        let index = self.state().kept.add(&held, chunks);
         let Some(index) = index else { return Ok(()) };
         mark("fetched bytes kept");
         self.write_kept(&file, index_page(pages), &index).await
@@ -277,10 +295,10 @@ impl<D: Driver> Shard<D> {
         let bytes = read.ok();
         let bytes = bytes.filter(|bytes| bytes.chunks_exact(PAGE).zip(first..).all(good));
         let Some(bytes) = bytes else {
-            // A crash took it, or the disk: it is a copy.
+            // A crash took it, or the disk: it is a copy. All of the file goes, for what is of no
+            // use in it would take room, and there is no way to give that back alone.
             mark("kept bytes were not what they should be");
-            let chunks = first / CHUNK_PAGES..(first + count).div_ceil(CHUNK_PAGES);
-            self.state().kept.set(held, chunks, false);
+            self.drop_kept(held.id).await;
             return None;
         };
         mark("kept bytes read");
@@ -307,55 +325,78 @@ impl<D: Driver> Shard<D> {
             return 0;
         };
         self.remove_kept(id, file.epoch).await;
-        self.state().space.note_progress();
         self.0.room.notify();
         file.bytes()
     }
 
     /// What stays behind is found at the next opening.
     async fn remove_kept(&self, id: SegmentId, epoch: Epoch) {
-        let name = FileId::Kept(id, epoch);
-        self.0.files.forget(name);
-        let _ = self.0.driver.unlink(&self.0.files.path(name)).await;
+        let _ = self.0.files.remove(FileId::Kept(id, epoch)).await;
     }
 
-    /// Finds out, in the background, what earlier openings have kept.
-    pub(super) fn start_finding_kept(&self) {
+    /// Looks, in the background, at what earlier openings have kept.
+    pub(super) fn start_looking_at_kept(&self) {
         if self.0.state.borrow().tier.is_none() {
             return;
         }
         let shard = self.clone();
         self.0.driver.spawn(async move {
-            let dir = shard.0.params.dir();
-            let entries = shard.0.driver.list(&dir).await.unwrap_or_default();
-            let names = entries
-                .iter()
-                .filter_map(|entry| parse_kept_name(&entry.name));
-            for (id, epoch) in names {
-                if !shard.find_kept(id, epoch).await {
-                    shard.remove_kept(id, epoch).await;
-                }
+            let unread: Vec<SegmentId> = {
+                let state = shard.0.state.borrow();
+                state.kept.files.keys().copied().collect()
+            };
+            for id in unread {
+                shard.look_at_kept(id).await;
             }
-            shard.state().kept.known = true;
+            let mut state = shard.state();
+            state.kept.known = true;
+            // Who found no room may have been refused for what takes less than it seemed to.
+            state.space.note_progress();
+            drop(state);
+            shard.0.room.notify();
+            shard.0.upkeep_due.notify();
         });
     }
 
-    /// Takes what an earlier opening has kept of a segment. False if it is of no use.
-    async fn find_kept(&self, id: SegmentId, epoch: Epoch) -> bool {
+    /// Finds out what an earlier opening has kept of a segment; what is of no use goes.
+    async fn look_at_kept(&self, id: SegmentId) {
         let held = self.0.state.borrow().segments.find(id).cloned();
-        let held = held.filter(|held| held.epoch == epoch && held.file().is_none());
-        let Some(held) = held else { return false };
+        // It goes with its segment.
+        let Some(held) = held else { return };
         let pages = held.pages.get();
         let index = self.kept_pages(&held, index_page(pages), 1).await.ok();
         let present = index.and_then(|page| Present::decode(held.identity, pages, &page));
-        let Some(present) = present else { return false };
-        let file = KeptFile::new(&held, present);
-        let mut state = self.state();
-        let fits = state.kept.files.len() < FILES_MAX && self.may_keep(&state, file.bytes());
-        if fits {
+        let Some(present) = present else {
+            self.drop_kept(id).await;
+            return;
+        };
+        let kept = &mut self.state().kept;
+        if kept.remove(id).is_some() {
             mark("kept bytes found");
-            state.kept.insert(id, file);
+            kept.insert(id, KeptFile::new(&held, present));
         }
-        fits
+    }
+}
+
+impl<D: Driver> Recovery<'_, D> {
+    /// What earlier openings have kept of segments that are in the remote only. What they have left
+    /// of others goes.
+    pub(super) async fn find_kept(&self, entries: &[DirEntry], segments: &Segments) -> Kept {
+        let mut kept = Kept::default();
+        let names = entries
+            .iter()
+            .filter_map(|entry| parse_kept_name(&entry.name));
+        for (id, epoch) in names {
+            let held = segments.find(id);
+            match held.filter(|held| held.epoch == epoch && held.file().is_none()) {
+                Some(held) => kept.insert(id, KeptFile::unread(held)),
+                None => {
+                    mark("leftover of what was kept");
+                    let path = self.params.path(&kept_name(id, epoch));
+                    let _ = self.driver.unlink(&path).await;
+                }
+            }
+        }
+        kept
     }
 }

@@ -179,6 +179,7 @@ impl Loading {
             upkeep: Upkeep::behind(self.past_lost),
             stats: Stats::default(),
             next_generation,
+            kept: Default::default(),
         })
     }
 

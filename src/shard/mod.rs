@@ -223,7 +223,7 @@ impl<D: Driver> Shard<D> {
         self.spawn_committer();
         self.spawn_tier();
         self.start_ttl_timer();
-        self.start_finding_kept();
+        self.start_looking_at_kept();
         self.0.driver.spawn(self.clone().serve_writes(writes));
         self.0.driver.spawn(self.clone().serve_control(control));
         let mut batch = VecDeque::new();

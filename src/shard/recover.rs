@@ -13,6 +13,7 @@ use super::ahead::Ahead;
 use super::checkpoint::{Upkeep, checkpoint_name, parse_checkpoint_name};
 use super::evict::Retention;
 use super::files::Files;
+use super::kept::Kept;
 use super::loading::Loading;
 use super::request::Control;
 use super::tail::Tail;
@@ -59,6 +60,7 @@ pub(super) struct Recovered {
     pub(super) upkeep: Upkeep,
     pub(super) stats: Stats,
     pub(super) next_generation: u64,
+    pub(super) kept: Kept,
 }
 
 impl Recovered {
@@ -114,7 +116,7 @@ impl<D: Driver> Shard<D> {
             deleted: BTreeMap::new(),
             tier: params.remote.clone().map(|it| Tier::new(params.shard, it)),
             fetches: BTreeMap::new(),
-            kept: Default::default(),
+            kept: recovered.kept,
             retention: Retention::new(params.config.retention),
             closing: false,
         };
@@ -226,6 +228,7 @@ impl<D: Driver> Recovery<'_, D> {
             ));
         }
         recovered.map.finish_replay();
+        recovered.kept = self.find_kept(&entries, &recovered.segments).await;
         // A checkpoint refers to what the cleaner had moved while it was written. Should that
         // segment be lost, its number must not be used again: others' bytes would be read in its
         // place.
@@ -321,6 +324,7 @@ impl<D: Driver> Recovery<'_, D> {
             upkeep: Upkeep::found(found, None, false),
             stats: Stats::default(),
             next_generation: 1,
+            kept: Default::default(),
         };
         recovered.stats.checksum_failures += bad;
         Ok(recovered)

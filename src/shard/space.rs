@@ -80,6 +80,8 @@ fn margin(most: usize) -> usize {
 struct Refusal {
     why: String,
     since: Nanos,
+    /// Somebody has waited for half of the time after which he gives up.
+    is_pressing: bool,
 }
 
 /// The files that are ready, and who waits for one.
@@ -124,6 +126,11 @@ impl Space {
         self.refusal.is_some()
     }
 
+    /// Whether somebody will fail soon if nothing comes.
+    pub(super) fn is_pressing(&self) -> bool {
+        self.refusal.as_ref().is_some_and(|it| it.is_pressing)
+    }
+
     /// Something was freed, or given: whoever waits may wait on.
     pub(super) fn note_progress(&mut self) {
         self.refusal = None;
@@ -136,8 +143,23 @@ impl Space {
     }
 
     pub(super) fn refuse(&mut self, why: String, now: Nanos) {
-        let since = self.refusal.take().map_or(now, |refusal| refusal.since);
-        self.refusal = Some(Refusal { why, since });
+        let fresh = Refusal {
+            why: String::new(),
+            since: now,
+            is_pressing: false,
+        };
+        self.refusal.get_or_insert(fresh).why = why;
+    }
+
+    /// Somebody has been waiting since `came` for what is refused, for `limit` at most. Says
+    /// whether he has waited that long and nothing was freed or given.
+    fn note_wait(&mut self, came: Nanos, now: Nanos, limit: Duration) -> bool {
+        let Some(refusal) = &mut self.refusal else {
+            return false;
+        };
+        let since = refusal.since.max(came);
+        refusal.is_pressing |= now >= since.after(limit / 2);
+        now >= since.after(limit)
     }
 
     /// The oldest sealed segment whose footer is not yet durable.
@@ -341,16 +363,8 @@ impl<D: Driver> Shard<D> {
         let fit = self.fit(&self.0.state.borrow(), purpose, records, data);
         if fit == Fit::BeginSegment {
             self.start_making(purpose);
-            let stalled_since = self
-                .0
-                .state
-                .borrow()
-                .space
-                .refusal
-                .as_ref()
-                .map(|r| r.since);
             let stall = self.0.params.config.stall_timeout;
-            if stalled_since.is_some_and(|then| self.now() >= then.max(since).after(stall)) {
+            if self.state().space.note_wait(since, self.now(), stall) {
                 mark("full after stall");
                 return Err(self.full());
             }

@@ -121,8 +121,7 @@ impl<D: Driver> Shard<D> {
 
     /// Removes a file that nothing needs. One that stays behind is found at the next opening.
     pub(super) async fn remove(&self, file: u64) -> bool {
-        self.0.files.forget(file);
-        self.0.driver.unlink(&self.0.files.path(file)).await.is_ok()
+        self.0.files.remove(file).await.is_ok()
     }
 
     /// Gives a full file system room for a checkpoint: the older one of two goes, or else a free
@@ -145,9 +144,8 @@ impl<D: Driver> Shard<D> {
         let path = self.0.files.path(number);
         let result = self.try_make_file(number, &path).await;
         if result.is_err() {
-            self.0.files.forget(number);
             // If it cannot be removed either, the next opening finds it and calls it free.
-            let _ = self.0.driver.unlink(&path).await;
+            let _ = self.0.files.remove(number).await;
         }
         result
     }

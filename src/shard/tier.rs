@@ -13,6 +13,9 @@
 //!    together with all segments up to its end.
 //! 3. An object is deleted only when a published checkpoint was begun after the last reference to
 //!    its segment had gone.
+//! 4. What nobody needs here is kept for the bucket only as long as the bucket takes it and nobody
+//!    has waited for the room for long. An upload of what is freed is given up, and a checkpoint
+//!    that needs it never counts.
 //!
 //! Deliberately not here: how the bucket is spoken to (`upload`), and reading from it (`cold`).
 
@@ -31,8 +34,8 @@ use crate::residency::{Held, Needed, Segments};
 use crate::stats::Stats;
 use crate::types::{Lsn, Nanos, SegmentId, ShardId};
 use crate::upload::manifest::{Base, Object, ShardState, base_name};
-use crate::upload::{Cause, Client, Needs, within};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::upload::{Cause, Client, Needs, Wanted, within};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use uploads::Stuck;
@@ -68,7 +71,7 @@ struct Uploaded {
     last: Option<SegmentId>,
     /// It lists every segment before this one.
     covers: SegmentId,
-    /// What it may refer to, kept from being freed.
+    /// What it may refer to.
     held: Vec<Needed>,
 }
 
@@ -132,7 +135,8 @@ pub(super) struct Tier {
     counted: u64,
     /// Why nothing more will be uploaded.
     ended: Option<Error>,
-    uploading: BTreeSet<SegmentId>,
+    /// Segments on their way, and whether they are still wanted there.
+    uploading: BTreeMap<SegmentId, Wanted>,
     /// What could not be uploaded when it was last tried.
     stuck: BTreeMap<SegmentId, Stuck>,
     uploaded: Option<Uploaded>,
@@ -158,7 +162,7 @@ impl Tier {
             submissions: 0,
             counted: 0,
             ended: None,
-            uploading: BTreeSet::new(),
+            uploading: BTreeMap::new(),
             stuck: BTreeMap::new(),
             uploaded: None,
             garbage: Vec::new(),
@@ -211,18 +215,26 @@ impl Tier {
 }
 
 impl State {
-    /// Whether it would cost much time to leave a dead segment out of the bucket: the log has a gap
-    /// there, and nothing behind it counts before a checkpoint does, with all that it refers to.
-    pub(super) fn gap_matters(&self, is_on_its_way: impl Fn(&Held) -> bool) -> bool {
+    /// Tells whether the bucket is to have a dead segment first. To leave it out makes a gap in the
+    /// log, and nothing behind that counts before a checkpoint does, with all that it refers to: so
+    /// if much waits, or if the segment is all but there.
+    pub(super) fn awaited_by_remote(&self) -> impl Fn(&Held) -> bool {
+        let is_on_its_way = self.on_their_way();
         let waits = |held: &&Rc<Held>| is_on_its_way(held) && self.map.live.bytes(held.id) > 0;
-        self.segments.iter().filter(waits).count() > GAP_SEGMENTS_MAX
+        let gap_matters = self.segments.iter().filter(waits).count() > GAP_SEGMENTS_MAX;
+        let uploading = self.tier.as_ref().map(|tier| &tier.uploading);
+        move |held| {
+            let begun = || uploading.is_some_and(|uploading| uploading.contains_key(&held.id));
+            is_on_its_way(held) && (gap_matters || held.is_needed() || begun())
+        }
     }
 
     /// Tells whether a segment does not count in the bucket yet, and will as soon as it can. That
-    /// is not so behind one that cannot be uploaded, or while another shard does not go on: then
-    /// nobody knows when.
+    /// is not so behind one that cannot be uploaded, while another shard does not go on, or when
+    /// somebody has waited for room for long: then nobody knows when.
     pub(super) fn on_their_way(&self) -> impl Fn(&Held) -> bool {
-        let tier = self.tier.as_ref().filter(|tier| tier.goes_on());
+        let patient = !self.space.is_pressing();
+        let tier = self.tier.as_ref().filter(|tier| patient && tier.goes_on());
         let first_stuck = tier.and_then(|tier| tier.stuck.keys().next().copied());
         move |held| {
             let is_behind = first_stuck.is_some_and(|stuck| held.id >= stuck);
@@ -239,6 +251,7 @@ impl State {
         let before = tier.furthest()?;
         let uploaded = tier.uploaded.as_ref();
         let fresh = uploaded.filter(|uploaded| before.base != Some(uploaded.base));
+        let fresh = fresh.filter(|uploaded| !self.is_broken(uploaded));
         let rebased = fresh.and_then(|uploaded| {
             let (state, end) = self.extended(uploaded.begun());
             (end.is_behind(uploaded.last) && state.next >= before.next).then_some(state)

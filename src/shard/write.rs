@@ -381,7 +381,8 @@ impl<D: Driver> Shard<D> {
                     return Ok((Vec::new(), ()));
                 };
                 let (kept, new) = (state.map.next_payload(), state.map.next_payload().next());
-                let plan = vec![
+                let policy = state.map.policy(old);
+                let mut plan = vec![
                     Mutation::Create {
                         payload: kept,
                         generation: Generation(0),
@@ -403,6 +404,11 @@ impl<D: Driver> Shard<D> {
                     },
                     Mutation::Delete { payload: kept },
                 ];
+                // The payload is what it was, but for its generation.
+                plan.extend(policy.map(|policy| Mutation::Retain {
+                    payload: new,
+                    policy,
+                }));
                 Ok((plan, ()))
             })
             .await?;

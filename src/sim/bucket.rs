@@ -51,6 +51,8 @@ struct Inner {
     faults: RefCell<BucketFaults>,
     rng: RefCell<Rng>,
     away: Cell<bool>,
+    /// Requests under way that will fail, whatever happens meanwhile.
+    failing: Cell<usize>,
     /// Bytes a second that go up, and from when on the way there is free.
     uplink: Cell<Option<u64>>,
     free_from: Cell<Nanos>,
@@ -72,6 +74,7 @@ impl Bucket {
                 faults: RefCell::default(),
                 rng: RefCell::new(Rng::with_seed(seed)),
                 away: Cell::new(false),
+                failing: Cell::new(0),
                 uplink: Cell::new(None),
                 free_from: Cell::default(),
             }),
@@ -86,6 +89,11 @@ impl Bucket {
     /// Whether every request fails.
     pub(super) fn set_away(&self, away: bool) {
         self.inner.away.set(away);
+    }
+
+    /// Whether requests of a time when something was wrong have still to fail.
+    pub(super) fn is_failing(&self) -> bool {
+        self.inner.failing.get() > 0
     }
 
     /// How many bytes a second can be put there.
@@ -152,9 +160,12 @@ impl Bucket {
             false => Duration::from_micros(self.inner.rng.borrow_mut().u64(500..30_000)),
         };
         let (inner, universe) = (self.inner.clone(), self.universe.clone());
+        let fails = usize::from(before || after);
+        inner.failing.update(|failing| failing + fails);
         let sleep = universe.sleep(span + self.way_up(bytes_up));
         let task = universe.spawn(async move {
             sleep.await;
+            inner.failing.update(|failing| failing - fails);
             let away = before || inner.away.get();
             if away {
                 return Err(lost());

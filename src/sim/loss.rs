@@ -45,8 +45,9 @@ impl Run {
             return Ok(());
         };
         for _ in 0..BACK_S {
+            let failing = bucket.is_failing();
             let health = self.within("asking for health", store.health())?;
-            if health.remote != Some(HealthStatus::Degraded) {
+            if !failing && health.remote != Some(HealthStatus::Degraded) {
                 return Ok(());
             }
             let second = self.universe.sleep(Duration::from_secs(1));

@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! 1. What is to be kept (create, publish, delete) is tried until the bucket has taken it, however
-//!    long it is away; what somebody waits for (get) fails within `GET_TIMEOUT`.
+//!    long it is away, or nobody wants it any more; what somebody waits for (get) fails within
+//!    `GET_TIMEOUT`.
 //! 2. At most `WINDOW_MAX` requests of the first kind are under way, fewer while the bucket balks.
 //! 3. `health::FAILURES` failures in a row turn the bucket bad for what reads, or for what writes,
 //!    and one success turns it good. While it is bad for reads, gets fail at once; while it is bad,
@@ -21,6 +22,7 @@ pub(crate) mod manifest;
 mod probe;
 mod publish;
 pub(crate) mod thread;
+mod wanted;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
@@ -43,6 +45,7 @@ use std::time::Duration;
 
 pub(crate) use between::{Cause, Needs};
 pub(crate) use publish::{Identity, Recovered};
+pub(crate) use wanted::Wanted;
 
 /// Requests that wait for the uploader at most; shards wait beyond that.
 const REQUESTS_MAX: usize = 1024;
@@ -106,6 +109,7 @@ enum Request {
     Create {
         name: String,
         body: Vec<Bytes>,
+        wanted: Wanted,
         reply: Reply<Result<Created>>,
     },
     Get {
@@ -205,8 +209,8 @@ impl Client {
     }
 
     /// Takes the bucket from whoever has it, for a node without anything of its own. Its epoch is
-    /// so far ahead of theirs. `InvalidInput` if the bucket holds no store.
-    /// The same, and nothing is taken, if it was made with another number of shards than this.
+    /// so far ahead of theirs. `InvalidInput`, and nothing is taken, if the bucket holds no store
+    /// or one that was made with another number of shards than this.
     pub(crate) async fn take_over(
         &self,
         node: NodeId,
@@ -222,10 +226,21 @@ impl Client {
         .await
     }
 
-    /// Makes an object, however long it takes.
-    pub(crate) async fn create(&self, name: String, body: Vec<Bytes>) -> Result<Created> {
-        self.ask(|reply| Request::Create { name, body, reply })
-            .await
+    /// Makes an object, however long it takes, as long as it is wanted. It may be there also if
+    /// this fails.
+    pub(crate) async fn create(
+        &self,
+        name: String,
+        body: Vec<Bytes>,
+        wanted: Wanted,
+    ) -> Result<Created> {
+        self.ask(|reply| Request::Create {
+            name,
+            body,
+            wanted,
+            reply,
+        })
+        .await
     }
 
     /// Bytes of an object, soon or not at all: `Unavailable`, or `Corrupt` if there is no such
@@ -364,8 +379,13 @@ impl<R: Runtime> Service<R> {
             } => self.0.runtime.spawn(async move {
                 reply.send(publish::take_over(&service, node, ahead, shards).await);
             }),
-            Request::Create { name, body, reply } => self.0.runtime.spawn(async move {
-                reply.send(service.create(&name, body).await);
+            Request::Create {
+                name,
+                body,
+                wanted,
+                reply,
+            } => self.0.runtime.spawn(async move {
+                reply.send(service.create(&name, body, &wanted).await);
             }),
             Request::Get {
                 name,
@@ -388,13 +408,13 @@ impl<R: Runtime> Service<R> {
         }
     }
 
-    /// Makes an object, trying until it is there.
-    async fn create(&self, name: &str, body: Vec<Bytes>) -> Result<Created> {
+    /// Makes an object, trying until it is there, or is not wanted any more.
+    async fn create(&self, name: &str, body: Vec<Bytes>, wanted: &Wanted) -> Result<Created> {
         let free = || (self.0.uploading.get() < self.0.window.get()).then_some(());
         self.0.window_due.until(free).await;
         self.0.uploading.set(self.0.uploading.get() + 1);
         let result = self
-            .until_taken(Way::Writes, async || {
+            .while_wanted(wanted, Way::Writes, async || {
                 self.0.remote.create(name, body.clone()).await
             })
             .await;
@@ -428,10 +448,24 @@ impl<R: Runtime> Service<R> {
         way: Way,
         request: impl AsyncFn() -> std::result::Result<T, Failure>,
     ) -> Result<T> {
+        self.while_wanted(&Wanted::default(), way, request).await
+    }
+
+    /// The same, or until nobody wants it any more.
+    async fn while_wanted<T>(
+        &self,
+        wanted: &Wanted,
+        way: Way,
+        request: impl AsyncFn() -> std::result::Result<T, Failure>,
+    ) -> Result<T> {
         let mut pause = BACKOFF_MIN;
         loop {
             if let Some(error) = &*self.0.fenced.borrow() {
                 return Err(error.clone());
+            }
+            if !wanted.is_set() {
+                let why = "it is not wanted any more";
+                return Err(Error::new(ErrorKind::Unavailable, why));
             }
             match self.tried(way, TRY_TIMEOUT, request()).await {
                 Ok(value) => return Ok(value),

@@ -32,6 +32,9 @@ impl Tier {
     /// not always known: an earlier opening may have made it.
     pub(in crate::shard) fn note_freed(&mut self, shard: ShardId, held: &Held, sequence: u64) {
         self.note_garbage(segment_name(shard, held.id, held.epoch), sequence);
+        if let Some(wanted) = self.uploading.get(&held.id) {
+            wanted.clear();
+        }
         if self.stuck.remove(&held.id).is_some() {
             let between = self.client.between();
             between.clear_obstacle(shard, Cause::Segment(held.id));
@@ -57,17 +60,22 @@ impl State {
 
 impl<D: Driver> Shard<D> {
     /// Deletes the objects of segments that were freed, as far as the published checkpoint lets
-    /// them go.
+    /// them go, and none is just being made.
     pub(in crate::shard) fn collect_garbage(&self) {
         let names = {
             let mut state = self.state();
             let Some(tier) = &mut state.tier else { return };
             let base = tier.published.as_ref().and_then(|published| published.base);
             let sequence = base.map_or(0, |base| base.sequence);
-            let gone = |(needed, _): &mut (u64, String)| {
-                *needed <= sequence || planted("delete_before_checkpoint")
+            let Tier {
+                uploading, garbage, ..
+            } = tier;
+            let gone = |(needed, name): &mut (u64, String)| {
+                let segment = parse_segment_name(self.0.params.shard, name);
+                let comes = segment.is_some_and(|(id, _)| uploading.contains_key(&id));
+                !comes && (*needed <= sequence || planted("delete_before_checkpoint"))
             };
-            let gone = tier.garbage.extract_if(.., gone).map(|(_, name)| name);
+            let gone = garbage.extract_if(.., gone).map(|(_, name)| name);
             gone.collect()
         };
         self.delete_objects(names);
@@ -103,7 +111,8 @@ impl<D: Driver> Shard<D> {
         if let Err(error) = self.leave_checkpoint().await {
             tracing::warn!(shard = self.0.params.shard.0, %error, "no checkpoint uploaded");
         }
-        self.until_tier(|tier| tier.deleting == 0).await;
+        let still = |tier: &Tier| tier.deleting == 0 && tier.uploading.is_empty();
+        self.until_tier(still).await;
     }
 
     /// Waits for something of the remote; not if there is none, or no more of it.

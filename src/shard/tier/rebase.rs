@@ -12,9 +12,19 @@ use crate::marks::mark;
 use crate::remote::Created;
 use crate::residency::Needed;
 use crate::types::PAGE;
-use crate::upload::Cause;
 use crate::upload::manifest::{Base, base_name};
+use crate::upload::{Cause, Wanted};
 use bytes::Bytes;
+
+impl Tier {
+    /// Takes a checkpoint in place of one before it. Gives that one, if it will never count.
+    fn replace_uploaded(&mut self, uploaded: Uploaded) -> Option<Base> {
+        let before = self.uploaded.replace(uploaded)?.base;
+        let mut known = self.submitted.iter().chain(&self.published);
+        let counts = known.any(|state| state.base == Some(before));
+        (!counts).then_some(before)
+    }
+}
 
 impl State {
     /// Whether segments are gone that would have to come next, so that only a checkpoint helps.
@@ -34,16 +44,30 @@ impl State {
     }
 
     /// Whether segments behind an uploaded checkpoint are gone that would have to count with it, or
-    /// that count without it.
+    /// that count without it, or it needs what the bucket will never have.
     fn is_stale(&self, tier: &Tier, uploaded: &Uploaded) -> bool {
         let (state, end) = self.extended(uploaded.begun());
         let short = tier
             .furthest()
             .is_some_and(|before| state.next < before.next);
-        !matches!(end, End::Waits(_)) && (short || !end.is_behind(uploaded.last))
+        let waits = matches!(end, End::Waits(_));
+        // While it waits for others, more of what it needs may go.
+        match end.is_behind(uploaded.last) {
+            true => !waits && short || self.is_broken(uploaded),
+            false => !waits,
+        }
     }
 
-    /// The sealed segments, oldest first, kept from being freed.
+    /// Whether an uploaded checkpoint may refer to what was freed before the bucket had it.
+    pub(super) fn is_broken(&self, uploaded: &Uploaded) -> bool {
+        let has_gone = |held: &Needed| self.segments.find(held.id).is_none();
+        uploaded
+            .held
+            .iter()
+            .any(|held| !held.is_uploaded() && has_gone(held))
+    }
+
+    /// The sealed segments, oldest first, which a checkpoint needs.
     fn sealed(&self) -> Vec<Needed> {
         let sealed = self.segments.iter().filter(|held| held.is_sealed());
         sealed.map(Needed::new).collect()
@@ -111,10 +135,15 @@ impl<D: Driver> Shard<D> {
         let mut state = self.state();
         let tier = state.tier.as_mut().expect("it does not go");
         tier.rebasing = false;
-        let result = result.map(|uploaded| tier.uploaded = Some(uploaded));
+        let result = result.map(|uploaded| tier.replace_uploaded(uploaded));
         drop(state);
         match &result {
-            Ok(()) => self.clear_obstacle(Cause::Checkpoint),
+            Ok(unused) => {
+                let shard = self.0.params.shard;
+                let name = |base: &Base| base_name(shard, base.sequence, base.epoch);
+                self.delete_objects(unused.iter().map(name).collect());
+                self.clear_obstacle(Cause::Checkpoint);
+            }
             // Everything else passes, or has poisoned the shard.
             Err(error) if error.kind() == ErrorKind::Full => {
                 self.note_obstacle(Cause::Checkpoint, error);
@@ -122,7 +151,7 @@ impl<D: Driver> Shard<D> {
             Err(_) => {}
         }
         self.0.tier_changed.notify();
-        result
+        result.map(|_| ())
     }
 
     async fn try_rebase(&self) -> Result<Uploaded> {
@@ -142,7 +171,8 @@ impl<D: Driver> Shard<D> {
         let name = base_name(self.0.params.shard, base.sequence, base.epoch);
         let body = self.read_checkpoint(newest.sequence, newest.bytes).await?;
         let client = self.client().expect("it does not go");
-        if client.create(name.clone(), body.clone()).await? == Created::Exists {
+        let made = client.create(name.clone(), body.clone(), Wanted::default());
+        if made.await? == Created::Exists {
             mark("checkpoint was uploaded at an earlier try");
             self.compare_whole(&client, &name, &body).await?;
         }

@@ -1,6 +1,8 @@
 //! Uploading sealed segments. One that cannot be uploaded is tried again, ever less often, for its
 //! bytes may be mended; it holds up what counts, and nobody else's upload.
 //!
+//! Once its bytes are in memory, an upload keeps nobody from freeing its segment.
+//!
 //! Invariants are those of the parent module.
 
 use super::super::{Shard, State};
@@ -12,8 +14,8 @@ use crate::marks::mark;
 use crate::remote::Created;
 use crate::residency::Held;
 use crate::types::{Lsn, SegmentId};
-use crate::upload::Cause;
 use crate::upload::manifest::segment_name;
+use crate::upload::{Cause, Wanted};
 use bytes::Bytes;
 use std::rc::Rc;
 use std::time::Duration;
@@ -42,7 +44,7 @@ impl State {
         }
         let waits = |held: &&Rc<Held>| {
             let resting = tier.stuck.get(&held.id).is_some_and(|stuck| stuck.resting);
-            let begun = tier.uploading.contains(&held.id);
+            let begun = tier.uploading.contains_key(&held.id);
             held.is_sealed() && !held.is_uploaded() && !begun && !resting
         };
         self.segments.iter().find(waits).cloned()
@@ -62,13 +64,15 @@ impl<D: Driver> Shard<D> {
             let held = self.0.tier_changed.until(next).await;
             let mut state = self.state();
             let tier = state.tier.as_mut().expect("it does not go");
-            tier.uploading.insert(held.id);
+            let wanted = Wanted::default();
+            tier.uploading.insert(held.id, wanted.clone());
             tier.client.budget().take(self.0.params.segment_bytes());
             drop(state);
             let shard = self.clone();
             self.0.driver.spawn(async move {
-                let result = shard.upload_segment(&held).await;
-                shard.note_upload(held, result);
+                let id = held.id;
+                let result = shard.upload_segment(held, wanted).await;
+                shard.note_upload(id, result);
             });
         }
     }
@@ -82,16 +86,23 @@ impl<D: Driver> Shard<D> {
         })
     }
 
-    fn note_upload(&self, held: Rc<Held>, result: Result<()>) {
-        let (id, mut state) = (held.id, self.state());
+    fn note_upload(&self, id: SegmentId, result: Result<()>) {
+        let mut state = self.state();
+        let held = state.segments.find(id).cloned();
         // One checkpoint may have been begun that does not know yet.
         let recorded_from = state.upkeep.next_sequence() + 1;
         let tier = state.tier.as_mut().expect("it does not go");
         tier.uploading.remove(&id);
         let bytes = self.0.params.segment_bytes();
         tier.client.budget().give_back(bytes);
-        match result {
-            Ok(()) => {
+        match (held, result) {
+            (None, _) => {
+                mark("upload given up");
+                drop(state);
+                // It may be there all the same.
+                self.collect_garbage();
+            }
+            (Some(held), Ok(())) => {
                 held.set_uploaded(recorded_from);
                 let was_stuck = tier.stuck.remove(&id).is_some();
                 state.stats.completed_syncs += 1;
@@ -101,7 +112,7 @@ impl<D: Driver> Shard<D> {
                     self.clear_obstacle(Cause::Segment(id));
                 }
             }
-            Err(error) => {
+            (Some(_), Err(error)) => {
                 tracing::error!(segment = id.0, %error, "a segment is not uploaded");
                 let before = tier.stuck.get(&id).map(|stuck| stuck.pause);
                 let pause = before.map_or(RETRY_PAUSE, |pause| (2 * pause).min(PAUSE_MAX));
@@ -119,8 +130,6 @@ impl<D: Driver> Shard<D> {
                 }
             }
         }
-        // It may be freed while it rests.
-        drop(held);
         self.0.tier_changed.notify();
         self.0.upkeep_due.notify();
     }
@@ -140,23 +149,24 @@ impl<D: Driver> Shard<D> {
         });
     }
 
-    async fn upload_segment(&self, held: &Rc<Held>) -> Result<()> {
+    async fn upload_segment(&self, held: Rc<Held>, wanted: Wanted) -> Result<()> {
         let (_, next) = held.lsns.get();
         self.durable(Lsn(next.0 - 1)).await?;
         self.footers_durable(held.id).await?;
-        let sums = self.load_sums(held).await?;
+        let sums = self.load_sums(&held).await?;
         let table = objects::table(held.identity, &sums);
         let mut body = vec![Bytes::from(table.clone())];
         let pages = held.pages.get();
         let mut first = 0;
         while first < pages {
             let count = READ_PAGES.min(pages - first);
-            body.push(self.read_checked(held, first, count, &sums).await?);
+            body.push(self.read_checked(&held, first, count, &sums).await?);
             first += count;
         }
         let client = self.client().expect("it does not go");
         let name = segment_name(self.0.params.shard, held.id, held.epoch);
-        match client.create(name.clone(), body).await? {
+        drop(held);
+        match client.create(name.clone(), body, wanted).await? {
             Created::New => Ok(()),
             // An earlier try, or an earlier opening, has made it: if it is the same.
             Created::Exists => {

@@ -1,5 +1,6 @@
 //! Stores and a bucket, each time with one thing wrong: who is told, what is refused, what is left.
 
+mod kept;
 mod pressure;
 mod racing;
 mod scenarios;
@@ -18,7 +19,8 @@ use crate::store::Store;
 use crate::types::{Epoch, ShardId};
 use crate::upload::manifest::base_name;
 use bytes::Bytes;
-use std::cell::RefCell;
+use futures_util::future::join;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -591,6 +593,48 @@ fn policy_of_a_payload_survives_restarts_and_rebuilds() {
     rig.run(store.delete(&id)).expect("it is deleted");
     rig.write(&store, &id, 3, 60_000);
     assert!(evicted(&store), "made anew");
+}
+
+// S-29: what may be evicted of a payload stays as it was said when a copy onto it fails half way
+#[test]
+fn policy_of_a_payload_survives_a_copy_that_fails() {
+    let rig = Rig::new(24, 2);
+    let store = rig.open();
+    let (source, target) = (on(0, 0), on(1, 0));
+    rig.write(&store, &source, 1, 30_000);
+    rig.write(&store, &target, 2, 30_000);
+    let pinned = store.set_retention(Some(&target), RetentionPolicy::Pin);
+    rig.run(pinned).expect("it is there");
+    rig.run(store.drain_uploads()).expect("it is uploaded");
+    // Both have a segment open, and nobody needs another one.
+    rig.write(&store, &on(0, 1), 3, 100);
+    rig.write(&store, &on(1, 1), 3, 100);
+    rig.fail_writes(1000);
+    // The disk fails the source's shard, and is well when the other one goes on.
+    let copied = Cell::new(false);
+    let mend = async {
+        while !take_hits().contains_key("payload outranks a failed copy") {
+            assert!(!copied.get(), "it failed in another way");
+            rig.universe.sleep(Duration::from_micros(5)).await;
+        }
+        rig.fail_writes(0);
+    };
+    let copy = async {
+        let result = store.copy(&source, &target).await;
+        copied.set(true);
+        result
+    };
+    let (result, ()) = rig.run(join(copy, mend));
+    assert_eq!(kind(result), ErrorKind::Poisoned);
+    let is_as_before = |store: &Store| {
+        let read = rig.read(store, &target, 30_000).expect("it is there");
+        assert!(read.iter().all(|byte| *byte == 2));
+        let evicted = rig.run(store.evict(&target)).expect("it is there");
+        assert_eq!(evicted, 0, "it is pinned");
+    };
+    is_as_before(&store);
+    rig.kill(store);
+    is_as_before(&rig.open());
 }
 
 // S-24: who has lost the end of its log does not write over what the bucket has of it

@@ -1,6 +1,6 @@
 //! Writers of a store that is nearly full, while the bucket takes less than they could write.
 
-use super::{Rig, figures, on};
+use super::{BucketFaults, Rig, figures, on};
 use crate::store::Store;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -131,4 +131,55 @@ fn kept_bytes_make_room_for_writers_while_the_bucket_is_away() {
         figures(&rig, &store).kept_bytes < kept,
         "nothing was given up"
     );
+}
+
+/// A small store that has been in use for a while with its bucket there.
+fn small(seed: u64, segments: u64, rounds: u8) -> (Rig, Store) {
+    let mut rig = Rig::new(seed, 1);
+    rig.config.local_bytes_max = Some(segments * (64 << 10));
+    let store = rig.open();
+    rig.write(&store, &on(0, 0), 1, 40_000);
+    for round in 0..rounds {
+        rig.write(&store, &on(0, 1000), round, 40_000);
+    }
+    (rig, store)
+}
+
+// S-25, S-30: what waits to be uploaded, or for a checkpoint to count, is no use to who waits for
+// its room
+#[test]
+fn uploads_that_are_only_tried_again_do_not_fill_the_store() {
+    for segments in [6, 12] {
+        for rounds in [0, 3, 7, 12, 18, 25] {
+            let (rig, store) = small(43, segments, rounds);
+            rig.bucket.set_away(true);
+            churn(&rig, &store);
+            rig.bucket.set_away(false);
+            rig.sleep(30);
+            rig.run(store.drain_uploads()).expect("it is uploaded");
+            let store = rig.rebuild("another").expect("it is rebuilt");
+            let read = |nth, fill| {
+                let read = rig.read(&store, &on(0, nth), 40_000).expect("it is there");
+                assert_eq!(read, vec![fill; 40_000], "{segments} {rounds}");
+            };
+            read(0, 1);
+            read(1000, 43);
+        }
+    }
+}
+
+// S-30: nor is it while nobody knows yet that the bucket does not answer
+#[test]
+fn bucket_that_does_not_answer_fills_no_store() {
+    for rounds in [0, 4, 9, 15] {
+        let (rig, store) = small(44, 8, rounds);
+        rig.bucket.set_faults(BucketFaults {
+            deaf: 1000,
+            ..BucketFaults::default()
+        });
+        churn(&rig, &store);
+        rig.bucket.set_faults(BucketFaults::default());
+        rig.sleep(100);
+        rig.run(store.drain_uploads()).expect("it is uploaded");
+    }
 }
