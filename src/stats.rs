@@ -139,8 +139,11 @@ pub struct Stats {
     pub batches_lost: u64,
     /// Writers that are held back by a full store now.
     pub stalled_writers: u64,
-    /// Pauses of more than 1 ms between two passes of a shard's loop.
+    /// Passes of a shard's loop that took more than 1 ms, since the store was opened.
     pub shard_stalls: u64,
+    /// Seconds that the shards' loops had work for, together, since the store was opened: neither
+    /// parked, nor looking for work as [`Config::idle_spin`](crate::Config::idle_spin) lets them.
+    pub shard_busy_seconds: f64,
     /// Shards that refuse writes after a failed write or sync.
     pub shards_poisoned: u64,
     /// The figures of each shard, in the shards' order; theirs are empty here.
@@ -167,6 +170,7 @@ impl Stats {
         self.oldest_unsynced_seconds = self
             .oldest_unsynced_seconds
             .max(other.oldest_unsynced_seconds);
+        self.shard_busy_seconds += other.shard_busy_seconds;
         for (name, count) in other.counts() {
             let sum = self.count_mut(name);
             *sum = sum.saturating_add(count);

@@ -243,6 +243,14 @@ fn figures_are_there_for_prometheus() {
     let count = format!("{durations}_count");
     assert_eq!(value(durations, &count, &[("op", "truncate")]), 1.0);
     assert_eq!(families["ringstore_shard_stalls_total"].samples.len(), 2);
+    let busy = &families["ringstore_shard_busy_seconds_total"].samples;
+    assert_eq!(busy.len(), 2);
+    // Both have opened their part of the store; the server has not been there for long.
+    let in_reason = |seconds: f64| seconds > 0.0 && seconds < 600.0;
+    assert!(
+        busy.iter().all(|sample| in_reason(sample.value)),
+        "{busy:?}"
+    );
     assert_eq!(single("ringstore_oldest_unsynced_seconds"), 0.0);
     let slow = "ringstore_slow_operations_total";
     assert_eq!(value(slow, slow, &[("op", "truncate")]), 0.0);

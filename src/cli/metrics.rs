@@ -8,7 +8,8 @@
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::prometheus_text::encode;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, MetricEncoder, NoLabelSet,
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, MetricEncoder,
+    NoLabelSet,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
@@ -168,12 +169,16 @@ impl Figures {
     }
 
     fn shards(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
-        let shards = self.stats.per_shard.iter().enumerate();
-        let stalls: Vec<_> = shards
-            .map(|(number, shard)| ([("shard", number.to_string())], shard.shard_stalls))
-            .collect();
-        let help = "Pauses of more than 1 ms between two passes of a shard's loop.";
-        sheet.counters("shard_stalls", help, None, &stalls)
+        let shards = || self.stats.per_shard.iter().enumerate();
+        let label = |number: usize| [("shard", number.to_string())];
+        let stalls = shards().map(|(number, shard)| (label(number), shard.shard_stalls));
+        let help = "Passes of a shard's loop that took more than 1 ms.";
+        let stalls: Vec<_> = stalls.collect();
+        sheet.counters("shard_stalls", help, None, &stalls)?;
+        let busy = shards().map(|(number, shard)| (label(number), shard.shard_busy_seconds));
+        let help = "Time that a shard's loop was neither parked nor spinning for want of work.";
+        let busy: Vec<_> = busy.collect();
+        sheet.counters("shard_busy", help, Some(&Unit::Seconds), &busy)
     }
 }
 
@@ -214,26 +219,26 @@ impl Sheet<'_> {
         labelled(family, values, |mut gauge, value| gauge.encode_gauge(value))
     }
 
-    fn counters<L: EncodeLabelSet>(
+    fn counters<L: EncodeLabelSet, V: EncodeCounterValue>(
         &mut self,
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        values: &[(L, u64)],
+        values: &[(L, V)],
     ) -> fmt::Result {
         let kind = MetricType::Counter;
         let family = self.0.encode_descriptor(name, help, unit, kind)?;
         labelled(family, values, |mut counter, value| {
-            counter.encode_counter::<NoLabelSet, _, u64>(value, None)
+            counter.encode_counter::<NoLabelSet, V, u64>(value, None)
         })
     }
 }
 
 /// Writes figures, each behind its labels.
-fn labelled<L: EncodeLabelSet>(
+fn labelled<L: EncodeLabelSet, V>(
     mut family: MetricEncoder<'_>,
-    values: &[(L, u64)],
-    write: impl Fn(MetricEncoder<'_>, &u64) -> fmt::Result,
+    values: &[(L, V)],
+    write: impl Fn(MetricEncoder<'_>, &V) -> fmt::Result,
 ) -> fmt::Result {
     for (labels, value) in values {
         write(family.encode_family(labels)?, value)?;

@@ -65,6 +65,8 @@ pub(crate) fn stats_json(stats: &Stats) -> Map<String, Value> {
     fields.insert("eviction_suspended".to_owned(), suspended.into());
     let outage = stats.outage_duration_seconds;
     fields.insert("outage_duration_seconds".to_owned(), outage.into());
+    let busy = stats.shard_busy_seconds;
+    fields.insert("shard_busy_seconds".to_owned(), busy.into());
     let oldest = stats.oldest_unsynced_seconds;
     fields.insert("oldest_unsynced_seconds".to_owned(), oldest.into());
     fields.insert("driver".to_owned(), stats.driver.clone().into());

@@ -177,6 +177,9 @@ impl<D: Driver> Shard<D> {
         stats.available_size = stats.total_size.saturating_sub(stats.local_disk_used);
         stats.driver = self.0.driver.name().to_owned();
         stats.shards = 1;
+        let load = self.0.driver.load();
+        stats.shard_stalls = load.stalls;
+        stats.shard_busy_seconds = load.busy.as_secs_f64();
         stats.live_bytes = state.map.live.total();
         stats.checkpoints_running = u64::from(state.upkeep.is_checkpointing());
         stats.segments = state.segments.len() as u64;

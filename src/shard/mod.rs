@@ -62,7 +62,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use tail::Tail;
 
 #[cfg(any(fuzzing, test))]
@@ -73,9 +72,6 @@ pub(crate) use request::{Answer, Control, Routes};
 /// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a
 /// device busy many times over; small enough that a burst is pushed back to its callers.
 pub(crate) const REQUESTS_MAX: usize = 1024;
-
-/// Pauses of the loop longer than this are counted as stalls.
-const STALL: Duration = Duration::from_millis(1);
 
 /// What came of closing a shard, for those who ask when it is gone.
 pub(crate) type Outcome = Arc<OnceLock<Result<()>>>;
@@ -231,7 +227,6 @@ impl<D: Driver> Shard<D> {
             if !mailbox.drain(&mut batch).await {
                 return;
             }
-            let began = self.now();
             for request in batch.drain(..) {
                 match request.work {
                     Work::Close(reply) => {
@@ -240,9 +235,6 @@ impl<D: Driver> Shard<D> {
                     }
                     _ => self.start(request, |inner| &inner.working),
                 }
-            }
-            if self.now().since(began) > STALL {
-                self.state().stats.shard_stalls += 1;
             }
         }
         let result = self.end().await;

@@ -266,7 +266,7 @@ impl<D: Driver> Shard<D> {
 
     /// Reads and checks one part, from the local disk, or else from the remote.
     pub(super) async fn read_device(&self, part: DevicePart) -> Result<Bytes> {
-        part.held.used.set(self.now());
+        part.held.used.set(self.0.driver.pass());
         if part.held.file().is_none() {
             let (is_kept, _) = self.0.state.borrow().is_here(part.at, part.len);
             if is_kept && let Some(bytes) = self.read_kept(&part).await {
