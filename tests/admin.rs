@@ -242,6 +242,19 @@ fn figures_are_there_for_prometheus() {
     let durations = "ringstore_operation_duration_seconds";
     let count = format!("{durations}_count");
     assert_eq!(value(durations, &count, &[("op", "truncate")]), 1.0);
+    let stages = "ringstore_operation_stage_duration_seconds";
+    let count = format!("{stages}_count");
+    for stage in ["queue_wait", "group_commit_wait", "device_write"] {
+        let count = value(stages, &count, &[("stage", stage)]);
+        assert!((1.0..100.0).contains(&count), "{stage} {count}");
+    }
+    assert_eq!(value(stages, &count, &[("stage", "fetch")]), 0.0);
+    let sum = value(
+        stages,
+        &format!("{stages}_sum"),
+        &[("stage", "device_write")],
+    );
+    assert!(sum > 0.0 && sum < 600.0, "{sum}");
     assert_eq!(families["ringstore_shard_stalls_total"].samples.len(), 2);
     let busy = &families["ringstore_shard_busy_seconds_total"].samples;
     assert_eq!(busy.len(), 2);

@@ -89,7 +89,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokio_uring", &["src/io/"]),
     ("aws_sdk_s3", &["src/remote/s3"]),
     // The command's benchmark is read more closely than the engine's own figures: three digits.
-    ("hdrhistogram", &["src/stats.rs", "src/cli/bench/"]),
+    ("hdrhistogram", &["src/stats/latency.rs", "src/cli/bench/"]),
     ("clap", &["src/cli/"]),
     ("fuser", &["src/mount/"]),
     ("indicatif", &["src/cli/"]),

@@ -72,27 +72,39 @@ impl Figures {
             .collect();
         let help = "Operations that took longer than the store was told to take for slow.";
         sheet.counters("slow_operations", help, None, &slow)?;
-        let name = "operation_duration";
         let help = "From the caller's submission to the shard's answer.";
-        let kind = MetricType::Histogram;
-        let mut family = sheet
-            .0
-            .encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
-        for op in self.latency.operations() {
-            self.histogram(op, family.encode_family(&[("op", op)])?)?;
+        let ops = self.latency.operations().map(|op| (op, op));
+        self.durations(sheet, ("operation_duration", help), "op", ops)?;
+        let help = "Where operations, and the upkeep behind them, spend their time.";
+        let stages = self.latency.stages().map(|stage| (stage, stage));
+        self.durations(sheet, ("operation_stage_duration", help), "stage", stages)
+    }
+
+    /// A histogram of each of the names, behind what its label says.
+    fn durations(
+        &self,
+        sheet: &mut Sheet<'_>,
+        (name, help): (&str, &str),
+        label: &str,
+        names: impl Iterator<Item = (&'static str, &'static str)>,
+    ) -> fmt::Result {
+        let (unit, kind) = (Some(&Unit::Seconds), MetricType::Histogram);
+        let mut family = sheet.0.encode_descriptor(name, help, unit, kind)?;
+        for (name, value) in names {
+            self.histogram(name, family.encode_family(&[(label, value)])?)?;
         }
         Ok(())
     }
 
-    fn histogram(&self, op: &str, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+    fn histogram(&self, name: &str, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let mut buckets = Vec::new();
         let mut below = 0;
         for end in BUCKETS_US.map(Duration::from_micros) {
-            let within = self.latency.count_within(op, end);
+            let within = self.latency.count_within(name, end);
             buckets.push((end.as_secs_f64(), within.saturating_sub(below)));
             below = within;
         }
-        let (sum, count) = (self.latency.total(op), self.latency.count(op));
+        let (sum, count) = (self.latency.total(name), self.latency.count(name));
         encoder.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), count, &buckets, None)
     }
 

@@ -35,6 +35,7 @@ mod spare;
 mod tail;
 mod takeover;
 mod tier;
+mod times;
 mod upkeep;
 mod verify;
 mod write;
@@ -49,7 +50,7 @@ use crate::log::writer::Log;
 use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
-use crate::stats::{Latencies, Op, Stats};
+use crate::stats::{Latencies, Op, Stage, Stats};
 use crate::sync::mailbox::{Receiver, Sender};
 use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
@@ -279,6 +280,7 @@ impl<D: Driver> Shard<D> {
             shard.0.finished.notify();
         };
         let Request { at, work } = request;
+        self.note_stage(Stage::QueueWait, at);
         match work {
             // A task takes the memory of the largest that it may do: reads, which are many and
             // small, have tasks of their own size.
@@ -435,18 +437,6 @@ impl<D: Driver> Shard<D> {
         let result = flow().await;
         self.note(op, at, result.is_ok());
         result.map(Answer::Done)
-    }
-
-    fn note(&self, op: Op, at: Nanos, succeeded: bool) {
-        let now = self.now();
-        self.state().latencies.record(op, at, now, succeeded);
-        if let Some(slow) = self.0.params.config.slow_op
-            && now.since(at) > slow
-        {
-            self.state().latencies.note_slow(op);
-            let (shard, took) = (self.0.params.shard.0, now.since(at));
-            tracing::warn!(shard, ?op, ?took, "a slow operation");
-        }
     }
 
     /// Waits until the payload is not being moved, and keeps it from being moved while the result

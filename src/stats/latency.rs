@@ -1,0 +1,322 @@
+//! How long things take: histograms of operations, and of the stages that they go through.
+//!
+//! The engine's only place that names `hdrhistogram`.
+//!
+//! Invariant: no name stands for two things, so that one suffices to ask for what it stands for.
+
+use crate::types::Nanos;
+use hdrhistogram::Histogram;
+use std::fmt;
+use std::time::Duration;
+
+/// Operations that have a histogram of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Op {
+    ReadHit,
+    ReadLocal,
+    Write,
+    Flush,
+    Truncate,
+    Punch,
+    Delete,
+    Copy,
+    CowRead,
+    Meta,
+}
+
+impl Op {
+    /// In the order of the variants.
+    const NAMES: [&'static str; 10] = [
+        "read_hit",
+        "read_local",
+        "write",
+        "flush",
+        "truncate",
+        "punch",
+        "delete",
+        "copy",
+        "cow_read",
+        "meta",
+    ];
+}
+
+/// Where operations spend their time, and the upkeep behind them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stage {
+    /// From the caller's submission to the shard's taking it.
+    QueueWait,
+    /// From a flush to when the batch that it waits for is handed to the device.
+    GroupCommitWait,
+    /// A read of the local disk.
+    DeviceRead,
+    /// A write of a batch, until it is durable if it is to be.
+    DeviceWrite,
+    /// A sync of what was written without one.
+    Sync,
+    /// From the want of bytes of the remote to their coming, checked.
+    Fetch,
+    /// From handing a segment to the uploader to the bucket's having it.
+    Upload,
+    /// A checkpoint, from its snapshot to its being the newest.
+    Checkpoint,
+}
+
+impl Stage {
+    /// In the order of the variants.
+    const NAMES: [&'static str; 8] = [
+        "queue_wait",
+        "group_commit_wait",
+        "device_read",
+        "device_write",
+        "sync",
+        "fetch",
+        "upload",
+        "checkpoint",
+    ];
+}
+
+/// Longest latency that is told apart, in nanoseconds; longer ones count as this. One minute.
+const LATENCY_MAX_NS: u64 = 60_000_000_000;
+
+/// What is known of the things of one name. Two digits, always on: 30 KiB.
+#[derive(Clone)]
+struct Series {
+    spans: Histogram<u64>,
+    failed: u64,
+}
+
+impl Series {
+    fn record(&mut self, span: Duration, failed: bool) {
+        let span = (span.as_nanos() as u64).max(1);
+        self.spans.saturating_record(span);
+        self.failed += u64::from(failed);
+    }
+}
+
+/// Things of one kind, by name.
+#[derive(Clone)]
+struct Group {
+    names: &'static [&'static str],
+    /// In the order of the names.
+    series: Vec<Series>,
+}
+
+impl Group {
+    fn new(names: &'static [&'static str]) -> Group {
+        let spans = || Histogram::new_with_bounds(1, LATENCY_MAX_NS, 2).expect("bounds are valid");
+        let fresh = |_: &&str| Series {
+            spans: spans(),
+            failed: 0,
+        };
+        Group {
+            names,
+            series: names.iter().map(fresh).collect(),
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<&Series> {
+        let index = self.names.iter().position(|own| *own == name)?;
+        self.series.get(index)
+    }
+
+    fn merge(&mut self, other: &Group) {
+        for (mine, theirs) in self.series.iter_mut().zip(&other.series) {
+            let added = mine.spans.add(&theirs.spans);
+            added.expect("all histograms have the same bounds");
+            mine.failed += theirs.failed;
+        }
+    }
+}
+
+/// What a shard counts.
+pub(crate) struct Latencies(LatencySnapshot);
+
+impl Latencies {
+    pub(crate) fn new() -> Latencies {
+        Latencies(LatencySnapshot::empty())
+    }
+
+    pub(crate) fn record(&mut self, op: Op, from: Nanos, to: Nanos, succeeded: bool) {
+        self.0.operations.series[op as usize].record(to.since(from), !succeeded);
+    }
+
+    pub(crate) fn record_stage(&mut self, stage: Stage, from: Nanos, to: Nanos) {
+        self.0.stages.series[stage as usize].record(to.since(from), false);
+    }
+
+    pub(crate) fn note_slow(&mut self, op: Op) {
+        self.0.slow[op as usize] += 1;
+    }
+
+    pub(crate) fn snapshot(&self) -> LatencySnapshot {
+        self.0.clone()
+    }
+}
+
+/// Latency distributions since the store was opened, over all shards.
+///
+/// Each has a name: that of an operation, or of a stage that operations go through. A stage counts
+/// whoever goes through it, upkeep too, and each time, so an operation may count several times, and
+/// what one wait serves, once:
+///
+/// | stage | from | to |
+/// |---|---|---|
+/// | `queue_wait` | the caller's submission | the shard's taking it |
+/// | `group_commit_wait` | a flush | its batch's being handed to the device |
+/// | `device_read` | one read of the local disk | its end |
+/// | `device_write` | one write of a batch of the log | its end, durable or not |
+/// | `sync` | one sync of what was written without | its end |
+/// | `fetch` | the want of bytes of the remote | their being there and checked |
+/// | `upload` | a segment's being handed to the uploader | its being in the bucket |
+/// | `checkpoint` | its snapshot of the map | its being the newest |
+///
+/// Stages are timed by the passes of a shard's loop, to some microseconds.
+#[derive(Clone)]
+pub struct LatencySnapshot {
+    operations: Group,
+    stages: Group,
+    slow: [u64; Op::NAMES.len()],
+}
+
+impl LatencySnapshot {
+    pub(crate) fn empty() -> LatencySnapshot {
+        LatencySnapshot {
+            operations: Group::new(&Op::NAMES),
+            stages: Group::new(&Stage::NAMES),
+            slow: [0; Op::NAMES.len()],
+        }
+    }
+
+    pub(crate) fn merge(&mut self, other: &LatencySnapshot) {
+        self.operations.merge(&other.operations);
+        self.stages.merge(&other.stages);
+        for (mine, theirs) in self.slow.iter_mut().zip(other.slow) {
+            *mine += theirs;
+        }
+    }
+
+    /// So many more of an operation took so many nanoseconds.
+    pub(crate) fn add(&mut self, op: Op, span: u64, count: u64) {
+        let span = span.clamp(1, LATENCY_MAX_NS);
+        let series = &mut self.operations.series[op as usize];
+        series.spans.saturating_record_n(span, count);
+    }
+
+    fn series(&self, name: &str) -> Option<&Series> {
+        let groups = [&self.operations, &self.stages];
+        groups.into_iter().find_map(|group| group.find(name))
+    }
+
+    /// The spans of what was counted at least once.
+    fn spans(&self, name: &str) -> Option<&Histogram<u64>> {
+        let spans = &self.series(name)?.spans;
+        (!spans.is_empty()).then_some(spans)
+    }
+
+    /// Names of the operations that are told apart.
+    pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
+        Op::NAMES.into_iter()
+    }
+
+    /// Names of the stages that are told apart.
+    pub fn stages(&self) -> impl Iterator<Item = &'static str> + '_ {
+        Stage::NAMES.into_iter()
+    }
+
+    /// How many of this name were counted; 0 for an unknown one.
+    pub fn count(&self, name: &str) -> u64 {
+        self.spans(name).map_or(0, Histogram::len)
+    }
+
+    /// How many of these ended in an error; 0 for a stage, or an unknown name.
+    pub fn failed(&self, name: &str) -> u64 {
+        self.series(name).map_or(0, |series| series.failed)
+    }
+
+    /// How many of an operation took longer than [`Config::slow_op`](crate::Config::slow_op); 0
+    /// where that is not set.
+    pub fn slow(&self, operation: &str) -> u64 {
+        let index = Op::NAMES.iter().position(|name| *name == operation);
+        index.map_or(0, |index| self.slow[index])
+    }
+
+    /// How many of this name took no longer than `span`, to two digits.
+    pub fn count_within(&self, name: &str, span: Duration) -> u64 {
+        let span = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        self.spans(name)
+            .map_or(0, |spans| spans.count_between(0, span.min(spans.high())))
+    }
+
+    /// How long all of this name took together, to two digits.
+    pub fn total(&self, name: &str) -> Duration {
+        self.spans(name).map_or(Duration::ZERO, |spans| {
+            Duration::from_nanos((spans.mean() * spans.len() as f64) as u64)
+        })
+    }
+
+    /// The latency that a share `quantile` (0 to 1) of this name did not exceed.
+    ///
+    /// `None` if none was counted. Of operations, from the caller's submission to the shard's
+    /// reply.
+    pub fn quantile(&self, name: &str, quantile: f64) -> Option<Duration> {
+        let spans = self.spans(name)?;
+        Some(Duration::from_nanos(spans.value_at_quantile(quantile)))
+    }
+
+    /// The longest of this name, `None` if none was counted.
+    pub fn max(&self, name: &str) -> Option<Duration> {
+        Some(Duration::from_nanos(self.spans(name)?.max()))
+    }
+}
+
+impl fmt::Debug for LatencySnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut map = f.debug_map();
+        let names = self.operations().chain(self.stages());
+        for name in names.filter(|name| self.count(name) > 0) {
+            map.entry(
+                &name,
+                &(self.count(name), self.quantile(name, 0.5), self.max(name)),
+            );
+        }
+        map.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_name_stands_for_one_thing() {
+        let all = LatencySnapshot::empty();
+        let names: Vec<&str> = all.operations().chain(all.stages()).collect();
+        let distinct: BTreeSet<&str> = names.iter().copied().collect();
+        assert_eq!(names.len(), distinct.len());
+        assert_eq!(Op::NAMES[Op::Meta as usize], "meta");
+        assert_eq!(Stage::NAMES[Stage::Checkpoint as usize], "checkpoint");
+
+        let mut counted = Latencies::new();
+        counted.record(Op::Flush, Nanos(5), Nanos(1005), false);
+        counted.record_stage(Stage::Sync, Nanos(9), Nanos(5));
+        let mut sum = counted.snapshot();
+        sum.merge(&counted.snapshot());
+        for name in names {
+            let expected = match name {
+                "flush" => (2, 2, Some(1000)),
+                // Shorter than nothing is the shortest.
+                "sync" => (2, 0, Some(1)),
+                _ => (0, 0, None),
+            };
+            // To two digits.
+            let max = sum.max(name).map(|max| max.as_nanos() / 8 * 8);
+            let max = max.map(|max| max.max(1));
+            let seen = (sum.count(name), sum.failed(name), max);
+            assert_eq!(seen, expected, "{name}");
+        }
+        assert_eq!(sum.count_within("flush", Duration::from_micros(2)), 2);
+        assert_eq!(sum.count_within("flush", Duration::from_nanos(900)), 0);
+        assert_eq!(sum.count("unknown"), 0);
+    }
+}
