@@ -5,7 +5,7 @@
 mod latency;
 
 pub use latency::LatencySnapshot;
-pub(crate) use latency::{Latencies, Op, Stage};
+pub(crate) use latency::{Ended, Latencies, Op, Requests, Stage, Verb};
 
 use std::fmt;
 

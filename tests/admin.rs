@@ -255,6 +255,11 @@ fn figures_are_there_for_prometheus() {
         &[("stage", "device_write")],
     );
     assert!(sum > 0.0 && sum < 600.0, "{sum}");
+    // There is no remote, so nothing is asked of it.
+    let requests = "ringstore_remote_requests_total";
+    let failed = [("verb", "get"), ("result", "error")];
+    assert_eq!(value(requests, requests, &failed), 0.0);
+    assert_eq!(families[requests].samples.len(), 12);
     assert_eq!(families["ringstore_shard_stalls_total"].samples.len(), 2);
     let busy = &families["ringstore_shard_busy_seconds_total"].samples;
     assert_eq!(busy.len(), 2);

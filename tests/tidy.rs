@@ -32,7 +32,10 @@ const LAYERS: &[(&str, &str)] = &[
     ("superblock", "config error io log types"),
     // The remote: a bucket, and the one who speaks to it. Neither sees the map or the disk.
     ("remote", "config error marks sync"),
-    ("upload", "config error io log marks remote sync types"),
+    (
+        "upload",
+        "config error io log marks remote stats sync types",
+    ),
     ("world", "config error io types upload"),
     // Flows: they join state and driver.
     (

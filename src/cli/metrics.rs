@@ -52,6 +52,7 @@ impl Collector for Figures {
         self.space(&mut sheet)?;
         self.memory(&mut sheet)?;
         self.device(&mut sheet)?;
+        self.remote(&mut sheet)?;
         self.shards(&mut sheet)
     }
 }
@@ -178,6 +179,24 @@ impl Figures {
         ];
         let help = "Pages that failed their checksum.";
         sheet.counters("checksum_failures", help, None, &failures)
+    }
+
+    fn remote(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let latency = &self.latency;
+        let verb = |name: &'static str| name.strip_prefix("remote_").unwrap_or(name);
+        let mut counts = Vec::new();
+        for name in latency.requests() {
+            let (failed, given_up) = (latency.failed(name), latency.given_up(name));
+            let answered = latency.count(name).saturating_sub(failed + given_up);
+            for (result, count) in [("ok", answered), ("error", failed), ("given_up", given_up)] {
+                counts.push(([("verb", verb(name)), ("result", result)], count));
+            }
+        }
+        let help = "Requests made of the remote, each try by itself.";
+        sheet.counters("remote_requests", help, None, &counts)?;
+        let help = "From a request to its end, whatever came of it.";
+        let requests = latency.requests().map(|name| (name, verb(name)));
+        self.durations(sheet, ("remote_request_duration", help), "verb", requests)
     }
 
     fn shards(&self, sheet: &mut Sheet<'_>) -> fmt::Result {

@@ -41,6 +41,8 @@ pub(crate) async fn stats(
         fields.insert("latency".to_owned(), operations);
         let stages = latency_json(&latency, latency.stages());
         fields.insert("stages".to_owned(), stages);
+        let requests = latency_json(&latency, latency.requests());
+        fields.insert("remote_requests".to_owned(), requests);
         let shards = match per_shard {
             true => &stats.per_shard[..],
             false => &[],
@@ -48,8 +50,11 @@ pub(crate) async fn stats(
         let table = stats_text(&stats, shards);
         let operations = latency_text("operation", &latency, latency.operations());
         let stages = latency_text("stage", &latency, latency.stages());
-        let text = format!("{table}\n\n{operations}\n\n{stages}");
-        let report = Report::answer(text.trim_end().to_owned(), Value::Object(fields));
+        let requests = latency_text("request", &latency, latency.requests());
+        let mut parts = vec![table, operations, stages, requests];
+        parts.retain(|part| !part.is_empty());
+        let text = parts.join("\n\n");
+        let report = Report::answer(text, Value::Object(fields));
         let Some(every) = watch else {
             return Ok(report);
         };

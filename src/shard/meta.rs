@@ -8,7 +8,7 @@ use crate::map::tree::Entry;
 use crate::map::{Found, Map, Payload};
 use crate::payload_id::PayloadId;
 use crate::stats::{Extent, ExtentKind, Health, HealthStatus, LatencySnapshot, Op, Stats};
-use crate::types::{Location, PAGE, PAYLOAD_BYTES_MAX, PayloadNo};
+use crate::types::{Location, PAGE, PAYLOAD_BYTES_MAX, PayloadNo, ShardId};
 
 /// Payloads that are counted for `stats` between two looks at other work.
 const PAYLOADS_PER_STEP: usize = 256;
@@ -225,11 +225,15 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// How long operations took, those included that callers served themselves.
+    /// How long everything took, those operations included that callers served themselves.
     pub(super) fn latency(&self) -> LatencySnapshot {
         let mut snapshot = self.0.state.borrow().latencies.snapshot();
         for (span, count) in self.0.params.table.hits.spans() {
             snapshot.add(Op::ReadHit, span, count);
+        }
+        // All shards share one uploader: one of them tells what it has asked.
+        if let Some(client) = self.client().filter(|_| self.0.params.shard == ShardId(0)) {
+            snapshot.set_requests(client.requests());
         }
         snapshot
     }

@@ -6,7 +6,7 @@
 
 use super::Shard;
 use crate::io::Driver;
-use crate::stats::{Op, Stage};
+use crate::stats::{Ended, Op, Stage};
 use crate::types::Nanos;
 
 impl<D: Driver> Shard<D> {
@@ -24,7 +24,11 @@ impl<D: Driver> Shard<D> {
     /// An operation that its caller began at `at` is over.
     pub(super) fn note(&self, op: Op, at: Nanos, succeeded: bool) {
         let now = self.now();
-        self.state().latencies.record(op, at, now, succeeded);
+        let ended = match succeeded {
+            true => Ended::Answered,
+            false => Ended::Failed,
+        };
+        self.state().latencies.record(op, at, now, ended);
         if let Some(slow) = self.0.params.config.slow_op
             && now.since(at) > slow
         {

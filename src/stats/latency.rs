@@ -1,4 +1,5 @@
-//! How long things take: histograms of operations, and of the stages that they go through.
+//! How long things take: histograms of operations, of the stages that they go through, and of the
+//! remote's requests.
 //!
 //! The engine's only place that names `hdrhistogram`.
 //!
@@ -75,6 +76,34 @@ impl Stage {
     ];
 }
 
+/// What is asked of the remote.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verb {
+    Create,
+    Get,
+    List,
+    Delete,
+}
+
+impl Verb {
+    /// In the order of the variants.
+    const NAMES: [&'static str; 4] = [
+        "remote_create",
+        "remote_get",
+        "remote_list",
+        "remote_delete",
+    ];
+}
+
+/// How something ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ended {
+    Answered,
+    Failed,
+    /// It took too long, or another one was faster.
+    GivenUp,
+}
+
 /// Longest latency that is told apart, in nanoseconds; longer ones count as this. One minute.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
@@ -83,13 +112,18 @@ const LATENCY_MAX_NS: u64 = 60_000_000_000;
 struct Series {
     spans: Histogram<u64>,
     failed: u64,
+    given_up: u64,
 }
 
 impl Series {
-    fn record(&mut self, span: Duration, failed: bool) {
+    fn record(&mut self, span: Duration, ended: Ended) {
         let span = (span.as_nanos() as u64).max(1);
         self.spans.saturating_record(span);
-        self.failed += u64::from(failed);
+        match ended {
+            Ended::Answered => {}
+            Ended::Failed => self.failed += 1,
+            Ended::GivenUp => self.given_up += 1,
+        }
     }
 }
 
@@ -107,6 +141,7 @@ impl Group {
         let fresh = |_: &&str| Series {
             spans: spans(),
             failed: 0,
+            given_up: 0,
         };
         Group {
             names,
@@ -124,24 +159,31 @@ impl Group {
             let added = mine.spans.add(&theirs.spans);
             added.expect("all histograms have the same bounds");
             mine.failed += theirs.failed;
+            mine.given_up += theirs.given_up;
         }
     }
 }
 
-/// What a shard counts.
+/// What a shard counts; of the remote's requests, nothing.
 pub(crate) struct Latencies(LatencySnapshot);
 
 impl Latencies {
     pub(crate) fn new() -> Latencies {
-        Latencies(LatencySnapshot::empty())
+        Latencies(LatencySnapshot {
+            requests: Group {
+                names: &Verb::NAMES,
+                series: Vec::new(),
+            },
+            ..LatencySnapshot::empty()
+        })
     }
 
-    pub(crate) fn record(&mut self, op: Op, from: Nanos, to: Nanos, succeeded: bool) {
-        self.0.operations.series[op as usize].record(to.since(from), !succeeded);
+    pub(crate) fn record(&mut self, op: Op, from: Nanos, to: Nanos, ended: Ended) {
+        self.0.operations.series[op as usize].record(to.since(from), ended);
     }
 
     pub(crate) fn record_stage(&mut self, stage: Stage, from: Nanos, to: Nanos) {
-        self.0.stages.series[stage as usize].record(to.since(from), false);
+        self.0.stages.series[stage as usize].record(to.since(from), Ended::Answered);
     }
 
     pub(crate) fn note_slow(&mut self, op: Op) {
@@ -153,9 +195,24 @@ impl Latencies {
     }
 }
 
+/// What is counted of the remote's requests, whoever makes them.
+#[derive(Clone)]
+pub(crate) struct Requests(Group);
+
+impl Requests {
+    pub(crate) fn new() -> Requests {
+        Requests(Group::new(&Verb::NAMES))
+    }
+
+    pub(crate) fn record(&mut self, verb: Verb, from: Nanos, to: Nanos, ended: Ended) {
+        self.0.series[verb as usize].record(to.since(from), ended);
+    }
+}
+
 /// Latency distributions since the store was opened, over all shards.
 ///
-/// Each has a name: that of an operation, or of a stage that operations go through. A stage counts
+/// Each has a name: that of an operation, of a request that is made of the remote (`remote_get`),
+/// or of a stage that operations go through. Every try is a request of its own. A stage counts
 /// whoever goes through it, upkeep too, and each time, so an operation may count several times, and
 /// what one wait serves, once:
 ///
@@ -175,6 +232,7 @@ impl Latencies {
 pub struct LatencySnapshot {
     operations: Group,
     stages: Group,
+    requests: Group,
     slow: [u64; Op::NAMES.len()],
 }
 
@@ -183,6 +241,7 @@ impl LatencySnapshot {
         LatencySnapshot {
             operations: Group::new(&Op::NAMES),
             stages: Group::new(&Stage::NAMES),
+            requests: Group::new(&Verb::NAMES),
             slow: [0; Op::NAMES.len()],
         }
     }
@@ -190,6 +249,7 @@ impl LatencySnapshot {
     pub(crate) fn merge(&mut self, other: &LatencySnapshot) {
         self.operations.merge(&other.operations);
         self.stages.merge(&other.stages);
+        self.requests.merge(&other.requests);
         for (mine, theirs) in self.slow.iter_mut().zip(other.slow) {
             *mine += theirs;
         }
@@ -202,8 +262,13 @@ impl LatencySnapshot {
         series.spans.saturating_record_n(span, count);
     }
 
+    /// These are the requests that were made of the remote.
+    pub(crate) fn set_requests(&mut self, requests: Requests) {
+        self.requests = requests.0;
+    }
+
     fn series(&self, name: &str) -> Option<&Series> {
-        let groups = [&self.operations, &self.stages];
+        let groups = [&self.operations, &self.stages, &self.requests];
         groups.into_iter().find_map(|group| group.find(name))
     }
 
@@ -223,14 +288,27 @@ impl LatencySnapshot {
         Stage::NAMES.into_iter()
     }
 
+    /// Names of the remote's requests that are told apart: `remote_`, and what is asked.
+    pub fn requests(&self) -> impl Iterator<Item = &'static str> + '_ {
+        Verb::NAMES.into_iter()
+    }
+
     /// How many of this name were counted; 0 for an unknown one.
     pub fn count(&self, name: &str) -> u64 {
         self.spans(name).map_or(0, Histogram::len)
     }
 
     /// How many of these ended in an error; 0 for a stage, or an unknown name.
+    ///
+    /// That the remote has no object of a name is an answer, and no error.
     pub fn failed(&self, name: &str) -> u64 {
         self.series(name).map_or(0, |series| series.failed)
+    }
+
+    /// How many of the remote's requests were given up, because they took too long or a second one
+    /// was faster; 0 for other names.
+    pub fn given_up(&self, name: &str) -> u64 {
+        self.series(name).map_or(0, |series| series.given_up)
     }
 
     /// How many of an operation took longer than [`Config::slow_op`](crate::Config::slow_op); 0
@@ -273,6 +351,7 @@ impl fmt::Debug for LatencySnapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut map = f.debug_map();
         let names = self.operations().chain(self.stages());
+        let names = names.chain(self.requests());
         for name in names.filter(|name| self.count(name) > 0) {
             map.entry(
                 &name,
@@ -291,22 +370,31 @@ mod tests {
     #[test]
     fn each_name_stands_for_one_thing() {
         let all = LatencySnapshot::empty();
-        let names: Vec<&str> = all.operations().chain(all.stages()).collect();
+        let names = all.operations().chain(all.stages());
+        let names: Vec<&str> = names.chain(all.requests()).collect();
         let distinct: BTreeSet<&str> = names.iter().copied().collect();
         assert_eq!(names.len(), distinct.len());
         assert_eq!(Op::NAMES[Op::Meta as usize], "meta");
         assert_eq!(Stage::NAMES[Stage::Checkpoint as usize], "checkpoint");
+        assert_eq!(Verb::NAMES[Verb::Delete as usize], "remote_delete");
 
         let mut counted = Latencies::new();
-        counted.record(Op::Flush, Nanos(5), Nanos(1005), false);
+        counted.record(Op::Flush, Nanos(5), Nanos(1005), Ended::Failed);
         counted.record_stage(Stage::Sync, Nanos(9), Nanos(5));
-        let mut sum = counted.snapshot();
+        let mut requests = Requests::new();
+        requests.record(Verb::Get, Nanos(5), Nanos(85), Ended::GivenUp);
+        let mut first = counted.snapshot();
+        first.set_requests(requests);
+        let mut sum = LatencySnapshot::empty();
+        sum.merge(&first);
         sum.merge(&counted.snapshot());
+        assert_eq!(sum.given_up("remote_get"), 1);
         for name in names {
             let expected = match name {
                 "flush" => (2, 2, Some(1000)),
                 // Shorter than nothing is the shortest.
                 "sync" => (2, 0, Some(1)),
+                "remote_get" => (1, 0, Some(80)),
                 _ => (0, 0, None),
             };
             // To two digits.

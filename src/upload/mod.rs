@@ -16,6 +16,7 @@
 
 mod between;
 mod budget;
+mod counted;
 mod health;
 pub(crate) mod manifest;
 mod probe;
@@ -25,6 +26,8 @@ pub(crate) mod thread;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::remote::{Created, Failure, FailureKind, Listed, Remote, probe_name};
+use crate::stats::Requests;
+use crate::sync::Mutex;
 use crate::sync::mailbox::{Receiver, Sender, mailbox};
 use crate::sync::signal::Signal;
 use crate::sync::slot::{Reply, slot};
@@ -32,6 +35,7 @@ use crate::types::{Epoch, Nanos, NodeId, ShardId};
 use between::Between;
 use budget::Budget;
 use bytes::Bytes;
+use counted::Counted;
 use health::{Health, Way};
 use manifest::{Manifest, ShardState};
 use publish::{Publisher, Update};
@@ -140,6 +144,7 @@ pub(crate) struct Client {
     health: Arc<Health>,
     between: Arc<Between>,
     budget: Arc<Budget>,
+    requests_made: Arc<Mutex<Requests>>,
 }
 
 /// The uploader before it runs.
@@ -147,6 +152,7 @@ pub(crate) struct Uploader {
     requests: Receiver<Request>,
     health: Arc<Health>,
     between: Arc<Between>,
+    requests_made: Arc<Mutex<Requests>>,
     /// Who takes the bucket at once; `None`: whoever asks for it.
     identity: Option<Identity>,
 }
@@ -155,16 +161,19 @@ pub(crate) struct Uploader {
 pub(crate) fn uploader(identity: Option<Identity>) -> (Client, Uploader) {
     let (sender, receiver) = mailbox(REQUESTS_MAX);
     let (health, between) = (Arc::new(Health::new()), Arc::new(Between::new()));
+    let requests_made = Arc::new(Mutex::new(Requests::new()));
     let client = Client {
         requests: sender,
         health: health.clone(),
         between: between.clone(),
         budget: Arc::default(),
+        requests_made: requests_made.clone(),
     };
     let uploader = Uploader {
         requests: receiver,
         health,
         between,
+        requests_made,
         identity,
     };
     (client, uploader)
@@ -191,6 +200,11 @@ impl Client {
 
     pub(crate) fn budget(&self) -> &Budget {
         &self.budget
+    }
+
+    /// What has been asked of the bucket so far.
+    pub(crate) fn requests(&self) -> Requests {
+        self.requests_made.lock().clone()
     }
 
     /// What the bucket has of a shard, when this opening has taken the bucket.
@@ -315,7 +329,7 @@ impl Uploader {
     pub(crate) async fn run<R: Runtime>(mut self, runtime: R, remote: Rc<dyn Remote>) {
         let service = Service(Rc::new(Inner {
             runtime: runtime.clone(),
-            remote,
+            remote: Rc::new(Counted::new(remote, runtime.clone(), self.requests_made)),
             health: self.health.clone(),
             uploading: Cell::new(0),
             window: Cell::new(WINDOW_START),

@@ -38,3 +38,49 @@ fn stages_of_the_remote_and_of_the_upkeep_are_told() {
     };
     assert_eq!(run(), run());
 }
+
+#[test]
+fn requests_are_counted_whatever_comes_of_them() {
+    let run = || {
+        let rig = Rig::new(8, 2);
+        let store = rig.open();
+        rig.write(&store, &on(0, 0), 1, 100_000);
+        rig.write(&store, &on(1, 0), 1, 100_000);
+        rig.run(store.drain_uploads()).unwrap();
+        rig.run(store.evict(&on(1, 0))).unwrap();
+        let well = latency(&rig, &store);
+        // What is there was made.
+        let made = rig.bucket.names().len() as u64;
+        assert!(well.count("remote_create") >= made, "{made} {well:?}");
+        assert!(well.count("remote_list") > 0, "{well:?}");
+        let slowest = well.max("remote_create").unwrap();
+        assert!(slowest < Duration::from_millis(40), "{slowest:?}");
+        for name in well.requests() {
+            // Manifests are looked for that are not there: those were answered.
+            assert_eq!((well.failed(name), well.given_up(name)), (0, 0), "{name}");
+        }
+
+        rig.read(&store, &on(1, 0), 4096).unwrap();
+        let read = latency(&rig, &store);
+        assert_eq!(read.count("remote_get") - well.count("remote_get"), 1);
+
+        rig.bucket.set_away(true);
+        rig.read(&store, &on(1, 0), 100_000).unwrap_err();
+        let away = latency(&rig, &store);
+        assert!(away.failed("remote_get") > 0, "{away:?}");
+        assert_eq!(away.given_up("remote_get"), 0);
+
+        rig.bucket.set_away(false);
+        rig.sleep(10);
+        let hangs = BucketFaults {
+            hangs: 1000,
+            ..BucketFaults::default()
+        };
+        rig.bucket.set_faults(hangs);
+        rig.read(&store, &on(1, 0), 100_000).unwrap_err();
+        let hung = latency(&rig, &store);
+        assert!(hung.given_up("remote_get") > 1, "{hung:?}");
+        all_of(&hung, hung.requests())
+    };
+    assert_eq!(run(), run());
+}
