@@ -5,7 +5,7 @@
 mod latency;
 
 pub use latency::LatencySnapshot;
-pub(crate) use latency::{Ended, Latencies, Op, Requests, Stage, Verb};
+pub(crate) use latency::{Ended, Latencies, Op, Requests, Spent, Stage, Verb};
 
 use std::fmt;
 

@@ -67,11 +67,14 @@ impl Figures {
             counts.push(([("op", op), ("result", "error")], failed));
         }
         sheet.counters("operations", "Operations of callers.", None, &counts)?;
-        let slow = self.latency.operations();
-        let slow: Vec<_> = slow
-            .map(|op| ([("op", op)], self.latency.slow(op)))
-            .collect();
-        let help = "Operations that took longer than the store was told to take for slow.";
+        let mut slow = Vec::new();
+        for op in self.latency.operations() {
+            for cause in self.latency.causes() {
+                let count = self.latency.slow_by(op, cause);
+                slow.push(([("op", op), ("cause", cause)], count));
+            }
+        }
+        let help = "Operations slower than the store was told to bear, by what took most of it.";
         sheet.counters("slow_operations", help, None, &slow)?;
         let help = "From the caller's submission to the shard's answer.";
         let ops = self.latency.operations().map(|op| (op, op));

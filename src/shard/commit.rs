@@ -41,6 +41,14 @@ const REST_AFTER: Duration = Duration::from_secs(1);
 /// when somebody waits, as what is recorded meanwhile gathers.
 const BEGUN_KEPT: usize = 64;
 
+/// A batch that was handed to the device: when, and whether to be durable when it is written.
+#[derive(Clone, Copy, Default)]
+struct Begun {
+    lsn: Lsn,
+    at: Nanos,
+    synced: bool,
+}
+
 /// What the committer works on.
 pub(super) struct Commit {
     /// Flushes wait for this batch.
@@ -48,8 +56,8 @@ pub(super) struct Commit {
     syncing: bool,
     /// The timer that appends what has grown old is running.
     aging: bool,
-    /// When the last batches were handed to the device, each at its number's place.
-    begun: [(Lsn, Nanos); BEGUN_KEPT],
+    /// The last batches that were handed to the device, each at its number's place.
+    begun: [Begun; BEGUN_KEPT],
     /// Nothing was recorded for `flush_after`, and everything is durable.
     pub(super) at_rest: bool,
     /// Why writes and flushes fail from now on.
@@ -62,7 +70,7 @@ impl Default for Commit {
             wanted: None,
             syncing: false,
             aging: false,
-            begun: [(Lsn(0), Nanos(0)); BEGUN_KEPT],
+            begun: [Begun::default(); BEGUN_KEPT],
             at_rest: true,
             poison: None,
         }
@@ -70,14 +78,14 @@ impl Default for Commit {
 }
 
 impl Commit {
-    fn note_begun(&mut self, lsn: Lsn, now: Nanos) {
-        self.begun[lsn.0 as usize % BEGUN_KEPT] = (lsn, now);
+    fn note_begun(&mut self, begun: Begun) {
+        self.begun[begun.lsn.0 as usize % BEGUN_KEPT] = begun;
     }
 
-    /// When a batch was handed to the device, if that was not too long ago.
-    fn begun(&self, lsn: Lsn) -> Option<Nanos> {
-        let (last, begun) = self.begun[lsn.0 as usize % BEGUN_KEPT];
-        (last == lsn).then_some(begun)
+    /// How a batch was handed to the device, if that was not too long ago.
+    fn begun(&self, lsn: Lsn) -> Option<Begun> {
+        let begun = self.begun[lsn.0 as usize % BEGUN_KEPT];
+        (begun.lsn == lsn).then_some(begun)
     }
 }
 
@@ -130,7 +138,11 @@ impl State {
             .wanted
             .is_some_and(|wanted| wanted >= closed.lsn);
         let synced = wanted && self.tail.all_synced();
-        self.commit.note_begun(closed.lsn, now);
+        self.commit.note_begun(Begun {
+            lsn: closed.lsn,
+            at: now,
+            synced,
+        });
         self.stats.batches += 1;
         self.stats.device_syncs += u64::from(synced);
         self.stats.device_written_bytes += closed.bytes.len() as u64;
@@ -213,12 +225,23 @@ impl<D: Driver> Shard<D> {
                 poison.or_else(|| (state.tail.durable() >= lsn).then_some(Ok(())))
             })
             .await?;
-        let mut state = self.state();
-        if let Some(begun) = state.commit.begun(lsn) {
-            let stage = Stage::GroupCommitWait;
-            state.latencies.record_stage(stage, from, begun);
-        }
+        self.note_commit(lsn, from);
         Ok(())
+    }
+
+    /// A batch is durable that somebody has waited for: for its turn, and then for the device.
+    fn note_commit(&self, lsn: Lsn, from: Nanos) {
+        let Some(begun) = self.0.state.borrow().commit.begun(lsn) else {
+            return;
+        };
+        let stage = Stage::GroupCommitWait;
+        self.state().latencies.record_stage(stage, from, begun.at);
+        self.spend(stage, begun.at.since(from));
+        let device = match begun.synced {
+            true => Stage::DeviceWrite,
+            false => Stage::Sync,
+        };
+        self.spend(device, self.pass().since(begun.at.max(from)));
     }
 
     /// Starts the task that submits and syncs.

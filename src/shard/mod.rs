@@ -50,7 +50,7 @@ use crate::log::writer::Log;
 use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
-use crate::stats::{Latencies, Op, Stage, Stats};
+use crate::stats::{Latencies, Op, Spent, Stage, Stats};
 use crate::sync::mailbox::{Receiver, Sender};
 use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
@@ -61,6 +61,7 @@ use hashbrown::HashMap;
 use request::{Request, Work};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use tail::Tail;
@@ -191,6 +192,8 @@ struct Inner<D: Driver> {
     working: Cell<usize>,
     /// Nothing more is begun: the store is being closed.
     ending: Cell<bool>,
+    /// What the operation that is being polled has spent in stages; nobody's while none is.
+    spent: Cell<Spent>,
     /// Everything is durable on this machine, and nothing more will come.
     persisted: Cell<bool>,
 }
@@ -342,9 +345,8 @@ impl<D: Driver> Shard<D> {
                 target,
                 reply,
             } => {
-                let result = self.copy(&source, &target).await;
-                self.note(Op::Copy, at, result.is_ok());
-                reply.send(result);
+                let copy = pin!(self.copy(&source, &target));
+                reply.send(self.timed(Op::Copy, at, copy).await);
             }
             Work::Flush { id, reply } => {
                 reply.send(self.owned(&id, at, Op::Flush, || self.flush(&id)).await);
@@ -434,8 +436,8 @@ impl<D: Driver> Shard<D> {
         let Some(_changing) = self.claim(id).await else {
             return Ok(Answer::Elsewhere);
         };
-        let result = flow().await;
-        self.note(op, at, result.is_ok());
+        let flow = pin!(flow());
+        let result = self.timed(op, at, flow).await;
         result.map(Answer::Done)
     }
 

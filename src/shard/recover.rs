@@ -135,6 +135,7 @@ impl<D: Driver> Shard<D> {
             writing: Cell::new(0),
             working: Cell::new(0),
             ending: Cell::new(false),
+            spent: Cell::default(),
             persisted: Cell::new(false),
         }));
         if unread || shard.0.state.borrow().has_lost_records() {

@@ -76,6 +76,51 @@ impl Stage {
     ];
 }
 
+/// What one operation has spent in each stage, in microseconds: small enough to be handed about.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Spent([u32; Stage::NAMES.len()]);
+
+/// Why an operation was slow: the place of a stage, or behind them for whatever is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Cause(usize);
+
+impl Spent {
+    pub(crate) fn add(&mut self, stage: Stage, span: Duration) {
+        let span = u32::try_from(span.as_micros()).unwrap_or(u32::MAX);
+        let sum = &mut self.0[stage as usize];
+        *sum = sum.saturating_add(span);
+    }
+
+    /// What most of an operation went into that took so long. Parts that were read at once add up.
+    pub(crate) fn cause(&self, took: Duration) -> Cause {
+        let known = self.0.iter().map(|span| u64::from(*span)).sum();
+        let other = (took.as_micros() as u64).saturating_sub(known);
+        let stages = self.0.iter().map(|span| u64::from(*span)).enumerate();
+        // Of equals the last counts, and it is no stage if all are nothing.
+        let spans = stages.chain([(self.0.len(), other)]);
+        Cause(spans.max_by_key(|(_, span)| *span).map_or(0, |(at, _)| at))
+    }
+}
+
+impl Cause {
+    /// The stages, in their order, and what is none of them.
+    const NAMES: [&'static str; Stage::NAMES.len() + 1] = {
+        let mut names = ["other"; Stage::NAMES.len() + 1];
+        let mut index = 0;
+        while index < Stage::NAMES.len() {
+            names[index] = Stage::NAMES[index];
+            index += 1;
+        }
+        names
+    };
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Cause::NAMES[self.0])
+    }
+}
+
 /// What is asked of the remote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verb {
@@ -186,8 +231,8 @@ impl Latencies {
         self.0.stages.series[stage as usize].record(to.since(from), Ended::Answered);
     }
 
-    pub(crate) fn note_slow(&mut self, op: Op) {
-        self.0.slow[op as usize] += 1;
+    pub(crate) fn note_slow(&mut self, op: Op, cause: Cause) {
+        self.0.slow[op as usize][cause.0] += 1;
     }
 
     pub(crate) fn snapshot(&self) -> LatencySnapshot {
@@ -233,7 +278,8 @@ pub struct LatencySnapshot {
     operations: Group,
     stages: Group,
     requests: Group,
-    slow: [u64; Op::NAMES.len()],
+    /// By operation and cause.
+    slow: [[u64; Cause::NAMES.len()]; Op::NAMES.len()],
 }
 
 impl LatencySnapshot {
@@ -242,7 +288,7 @@ impl LatencySnapshot {
             operations: Group::new(&Op::NAMES),
             stages: Group::new(&Stage::NAMES),
             requests: Group::new(&Verb::NAMES),
-            slow: [0; Op::NAMES.len()],
+            slow: [[0; Cause::NAMES.len()]; Op::NAMES.len()],
         }
     }
 
@@ -250,7 +296,8 @@ impl LatencySnapshot {
         self.operations.merge(&other.operations);
         self.stages.merge(&other.stages);
         self.requests.merge(&other.requests);
-        for (mine, theirs) in self.slow.iter_mut().zip(other.slow) {
+        let slow = self.slow.as_flattened_mut().iter_mut();
+        for (mine, theirs) in slow.zip(other.slow.as_flattened()) {
             *mine += theirs;
         }
     }
@@ -314,8 +361,23 @@ impl LatencySnapshot {
     /// How many of an operation took longer than [`Config::slow_op`](crate::Config::slow_op); 0
     /// where that is not set.
     pub fn slow(&self, operation: &str) -> u64 {
-        let index = Op::NAMES.iter().position(|name| *name == operation);
-        index.map_or(0, |index| self.slow[index])
+        let causes = self.causes();
+        causes.map(|cause| self.slow_by(operation, cause)).sum()
+    }
+
+    /// What operations may be slow by: the stages, and `other`.
+    pub fn causes(&self) -> impl Iterator<Item = &'static str> + '_ {
+        Cause::NAMES.into_iter()
+    }
+
+    /// How many of these spent more of their time in this than in anything else.
+    ///
+    /// `other` is what is in no stage: the wait of a writer for room, above all.
+    pub fn slow_by(&self, operation: &str, cause: &str) -> u64 {
+        let operation = Op::NAMES.iter().position(|name| *name == operation);
+        let cause = Cause::NAMES.iter().position(|name| *name == cause);
+        let place = operation.zip(cause);
+        place.map_or(0, |(operation, cause)| self.slow[operation][cause])
     }
 
     /// How many of this name took no longer than `span`, to two digits.
@@ -366,6 +428,23 @@ impl fmt::Debug for LatencySnapshot {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn the_cause_is_what_took_the_most() {
+        let us = Duration::from_micros;
+        let mut spent = Spent::default();
+        assert_eq!(spent.cause(us(0)).to_string(), "other");
+        spent.add(Stage::QueueWait, us(30));
+        assert_eq!(spent.cause(us(50)).to_string(), "queue_wait");
+        assert_eq!(spent.cause(us(90)).to_string(), "other");
+        for _ in 0..64 {
+            spent.add(Stage::DeviceRead, us(40));
+        }
+        assert_eq!(spent.cause(us(90)).to_string(), "device_read");
+        spent.add(Stage::Fetch, Duration::MAX);
+        spent.add(Stage::Fetch, Duration::MAX);
+        assert_eq!(spent.cause(us(90)).to_string(), "fetch");
+    }
 
     #[test]
     fn each_name_stands_for_one_thing() {

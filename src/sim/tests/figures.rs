@@ -1,17 +1,18 @@
 //! Figures of a simulated store: they tell what happened, and a seed tells them.
 
-use crate::sim::Simulation;
+use crate::sim::{Faults, Simulation};
 use crate::stats::LatencySnapshot;
 use crate::{Config, PayloadId, Stats, Store};
 use std::time::Duration;
 
-/// A machine of a seed, and a store on it.
-fn opened(seed: u64) -> (Simulation, Store) {
+/// A machine of a seed, and a store on it that takes operations for slow after so long.
+fn opened(seed: u64, slow_op: Option<Duration>) -> (Simulation, Store) {
     let machine = Simulation::new(seed);
     let mut config = Config::new("store");
     config.shards = Some(2);
     config.segment_bytes = 64 << 10;
     config.read_buffer_bytes = 0;
+    config.slow_op = slow_op;
     let store = machine.run(machine.open(config)).unwrap().unwrap();
     (machine, store)
 }
@@ -41,7 +42,7 @@ fn stats(machine: &Simulation, store: &Store) -> Stats {
 #[test]
 fn shards_say_how_long_they_were_busy() {
     let run = |seed| {
-        let (machine, store) = opened(seed);
+        let (machine, store) = opened(seed, None);
         let before = stats(&machine, &store);
         work(&machine, &store);
         let after = stats(&machine, &store);
@@ -82,7 +83,7 @@ fn all_of(
 #[test]
 fn stages_say_where_the_time_goes() {
     let run = |seed| {
-        let (machine, store) = opened(seed);
+        let (machine, store) = opened(seed, None);
         let before = latency(&machine, &store);
         work(&machine, &store);
         let after = latency(&machine, &store);
@@ -109,4 +110,41 @@ fn stages_say_where_the_time_goes() {
     };
     assert_eq!(run(5), run(5));
     assert_ne!(run(5), run(6));
+}
+
+#[test]
+fn slow_operations_say_by_what() {
+    let run = |seed| {
+        let (machine, store) = opened(seed, Some(Duration::from_secs(1)));
+        work(&machine, &store);
+        let quick = latency(&machine, &store);
+        assert!(
+            quick.operations().all(|op| quick.slow(op) == 0),
+            "{quick:?}"
+        );
+        // Every I/O takes three seconds longer.
+        let faults = Faults {
+            slow: 1000,
+            ..Faults::default()
+        };
+        machine.set_faults("store", &faults);
+        work(&machine, &store);
+        let slow = latency(&machine, &store);
+        assert_eq!(slow.slow_by("read_local", "device_read"), 8);
+        assert_eq!(slow.slow("read_local"), 8);
+        // A writer that waits for a new file is in no stage.
+        assert_eq!(slow.slow_by("write", "other"), slow.slow("write"));
+        // What is written may have grown old on the way, and is then synced for the flush.
+        let device = slow.slow_by("flush", "device_write") + slow.slow_by("flush", "sync");
+        assert_eq!((slow.slow("flush"), device), (8, 8));
+        assert_eq!(slow.slow_by("flush", "unknown"), 0);
+        let by = |op| slow.causes().map(move |cause| (op, cause));
+        let all: Vec<u64> = slow
+            .operations()
+            .flat_map(by)
+            .map(|(op, cause)| slow.slow_by(op, cause))
+            .collect();
+        (all, all_of(&slow, slow.stages()))
+    };
+    assert_eq!(run(5), run(5));
 }

@@ -84,3 +84,19 @@ fn requests_are_counted_whatever_comes_of_them() {
     };
     assert_eq!(run(), run());
 }
+
+#[test]
+fn what_is_slow_by_the_remote_says_so() {
+    let mut rig = Rig::new(9, 1);
+    rig.config.slow_op = Some(Duration::from_micros(400));
+    let store = rig.open();
+    rig.write(&store, &on(0, 0), 1, 100_000);
+    rig.run(store.wait_remote(&on(0, 0))).unwrap();
+    let waited = latency(&rig, &store);
+    assert_eq!(waited.slow_by("meta", "upload"), 1, "{waited:?}");
+    rig.run(store.evict(&on(0, 0))).unwrap();
+    rig.read(&store, &on(0, 0), 4096).unwrap();
+    let read = latency(&rig, &store);
+    assert_eq!(read.slow_by("read_local", "fetch"), 1, "{read:?}");
+    assert_eq!(read.slow("read_local"), 1);
+}
