@@ -1,11 +1,13 @@
 //! Figures: counters, health, latency histograms, and the plain types that carry them to a caller.
 //!
-//! The only module that names `hdrhistogram`. Deliberately not here: when anything is counted.
+//! Deliberately not here: when anything is counted.
 
-use crate::types::Nanos;
-use hdrhistogram::Histogram;
+mod latency;
+
+pub use latency::LatencySnapshot;
+pub(crate) use latency::{Ended, Latencies, Op, Requests, Spent, Stage, Verb};
+
 use std::fmt;
-use std::time::Duration;
 
 /// What the store holds and has done; [`Store::stats`](crate::Store::stats) takes it.
 ///
@@ -139,8 +141,11 @@ pub struct Stats {
     pub batches_lost: u64,
     /// Writers that are held back by a full store now.
     pub stalled_writers: u64,
-    /// Pauses of more than 1 ms between two passes of a shard's loop.
+    /// Passes of a shard's loop that took more than 1 ms, since the store was opened.
     pub shard_stalls: u64,
+    /// Seconds that the shards' loops had work for, together, since the store was opened: neither
+    /// parked, nor looking for work as [`Config::idle_spin`](crate::Config::idle_spin) lets them.
+    pub shard_busy_seconds: f64,
     /// Shards that refuse writes after a failed write or sync.
     pub shards_poisoned: u64,
     /// The figures of each shard, in the shards' order; theirs are empty here.
@@ -167,6 +172,7 @@ impl Stats {
         self.oldest_unsynced_seconds = self
             .oldest_unsynced_seconds
             .max(other.oldest_unsynced_seconds);
+        self.shard_busy_seconds += other.shard_busy_seconds;
         for (name, count) in other.counts() {
             let sum = self.count_mut(name);
             *sum = sum.saturating_add(count);
@@ -363,174 +369,4 @@ pub struct BatchDump {
     pub committed_through: u64,
     /// Its records, one line each.
     pub records: Vec<String>,
-}
-
-/// Operations that have a histogram of their own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Op {
-    ReadHit,
-    ReadLocal,
-    Write,
-    Flush,
-    Truncate,
-    Punch,
-    Delete,
-    Copy,
-    CowRead,
-    Meta,
-}
-
-impl Op {
-    const ALL: [(Op, &'static str); 10] = [
-        (Op::ReadHit, "read_hit"),
-        (Op::ReadLocal, "read_local"),
-        (Op::Write, "write"),
-        (Op::Flush, "flush"),
-        (Op::Truncate, "truncate"),
-        (Op::Punch, "punch"),
-        (Op::Delete, "delete"),
-        (Op::Copy, "copy"),
-        (Op::CowRead, "cow_read"),
-        (Op::Meta, "meta"),
-    ];
-}
-
-/// Longest latency that is told apart, in nanoseconds; longer ones count as this. One minute.
-const LATENCY_MAX_NS: u64 = 60_000_000_000;
-
-/// One histogram per operation. Two digits, always on: 30 KiB each.
-pub(crate) struct Latencies(LatencySnapshot);
-
-impl Latencies {
-    pub(crate) fn new() -> Latencies {
-        let fresh = || Histogram::new_with_bounds(1, LATENCY_MAX_NS, 2).expect("bounds are valid");
-        Latencies(LatencySnapshot {
-            histograms: Op::ALL.iter().map(|_| fresh()).collect(),
-            failed: [0; Op::ALL.len()],
-            slow: [0; Op::ALL.len()],
-        })
-    }
-
-    pub(crate) fn record(&mut self, op: Op, from: Nanos, to: Nanos, succeeded: bool) {
-        let span = to.since(from).as_nanos() as u64;
-        self.0.histograms[op as usize].saturating_record(span.max(1));
-        self.0.failed[op as usize] += u64::from(!succeeded);
-    }
-
-    pub(crate) fn note_slow(&mut self, op: Op) {
-        self.0.slow[op as usize] += 1;
-    }
-
-    pub(crate) fn snapshot(&self) -> LatencySnapshot {
-        self.0.clone()
-    }
-}
-
-/// Latency distributions per operation since the store was opened, over all shards.
-#[derive(Clone)]
-pub struct LatencySnapshot {
-    histograms: Vec<Histogram<u64>>,
-    failed: [u64; Op::ALL.len()],
-    slow: [u64; Op::ALL.len()],
-}
-
-impl LatencySnapshot {
-    pub(crate) fn empty() -> LatencySnapshot {
-        Latencies::new().snapshot()
-    }
-
-    pub(crate) fn merge(&mut self, other: &LatencySnapshot) {
-        for (mine, theirs) in self.histograms.iter_mut().zip(&other.histograms) {
-            mine.add(theirs)
-                .expect("all histograms have the same bounds");
-        }
-        for (mine, theirs) in self.failed.iter_mut().zip(other.failed) {
-            *mine += theirs;
-        }
-        for (mine, theirs) in self.slow.iter_mut().zip(other.slow) {
-            *mine += theirs;
-        }
-    }
-
-    /// So many more of an operation took so many nanoseconds.
-    pub(crate) fn add(&mut self, op: Op, span: u64, count: u64) {
-        let span = span.clamp(1, LATENCY_MAX_NS);
-        self.histograms[op as usize].saturating_record_n(span, count);
-    }
-
-    fn index(operation: &str) -> Option<usize> {
-        Op::ALL.iter().position(|(_, name)| *name == operation)
-    }
-
-    fn histogram(&self, operation: &str) -> Option<&Histogram<u64>> {
-        Some(&self.histograms[LatencySnapshot::index(operation)?])
-    }
-
-    /// Names of the operations that are told apart.
-    pub fn operations(&self) -> impl Iterator<Item = &'static str> + '_ {
-        Op::ALL.iter().map(|(_, name)| *name)
-    }
-
-    /// How many of an operation were counted; 0 for an unknown name.
-    pub fn count(&self, operation: &str) -> u64 {
-        self.histogram(operation).map_or(0, Histogram::len)
-    }
-
-    /// How many of these ended in an error; 0 for an unknown name.
-    pub fn failed(&self, operation: &str) -> u64 {
-        LatencySnapshot::index(operation).map_or(0, |index| self.failed[index])
-    }
-
-    /// How many of these took longer than [`Config::slow_op`](crate::Config::slow_op); 0 where
-    /// that is not set.
-    pub fn slow(&self, operation: &str) -> u64 {
-        LatencySnapshot::index(operation).map_or(0, |index| self.slow[index])
-    }
-
-    /// How many of an operation took no longer than `span`, to two digits.
-    pub fn count_within(&self, operation: &str, span: Duration) -> u64 {
-        let span = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-        self.histogram(operation).map_or(0, |histogram| {
-            histogram.count_between(0, span.min(histogram.high()))
-        })
-    }
-
-    /// How long all of an operation took together, to two digits.
-    pub fn total(&self, operation: &str) -> Duration {
-        self.histogram(operation)
-            .map_or(Duration::ZERO, |histogram| {
-                Duration::from_nanos((histogram.mean() * histogram.len() as f64) as u64)
-            })
-    }
-
-    /// The latency that a share `quantile` (0 to 1) of an operation did not exceed.
-    ///
-    /// `None` if none was counted. From the caller's submission to the shard's reply.
-    pub fn quantile(&self, operation: &str, quantile: f64) -> Option<Duration> {
-        let histogram = self
-            .histogram(operation)
-            .filter(|histogram| !histogram.is_empty())?;
-        Some(Duration::from_nanos(histogram.value_at_quantile(quantile)))
-    }
-
-    /// The longest of an operation, `None` if none was counted.
-    pub fn max(&self, operation: &str) -> Option<Duration> {
-        let histogram = self
-            .histogram(operation)
-            .filter(|histogram| !histogram.is_empty())?;
-        Some(Duration::from_nanos(histogram.max()))
-    }
-}
-
-impl fmt::Debug for LatencySnapshot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut map = f.debug_map();
-        for name in self.operations().filter(|name| self.count(name) > 0) {
-            map.entry(
-                &name,
-                &(self.count(name), self.quantile(name, 0.5), self.max(name)),
-            );
-        }
-        map.finish()
-    }
 }

@@ -69,7 +69,7 @@ impl SegmentId {
 }
 
 /// Sequence number of a batch within its shard's log: consecutive over all segments.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(crate) struct Lsn(pub(crate) u64);
 
 impl Lsn {

@@ -242,10 +242,37 @@ fn figures_are_there_for_prometheus() {
     let durations = "ringstore_operation_duration_seconds";
     let count = format!("{durations}_count");
     assert_eq!(value(durations, &count, &[("op", "truncate")]), 1.0);
+    let stages = "ringstore_operation_stage_duration_seconds";
+    let count = format!("{stages}_count");
+    for stage in ["queue_wait", "group_commit_wait", "device_write"] {
+        let count = value(stages, &count, &[("stage", stage)]);
+        assert!((1.0..100.0).contains(&count), "{stage} {count}");
+    }
+    assert_eq!(value(stages, &count, &[("stage", "fetch")]), 0.0);
+    let sum = value(
+        stages,
+        &format!("{stages}_sum"),
+        &[("stage", "device_write")],
+    );
+    assert!(sum > 0.0 && sum < 600.0, "{sum}");
+    // There is no remote, so nothing is asked of it.
+    let requests = "ringstore_remote_requests_total";
+    let failed = [("verb", "get"), ("result", "error")];
+    assert_eq!(value(requests, requests, &failed), 0.0);
+    assert_eq!(families[requests].samples.len(), 12);
     assert_eq!(families["ringstore_shard_stalls_total"].samples.len(), 2);
+    let busy = &families["ringstore_shard_busy_seconds_total"].samples;
+    assert_eq!(busy.len(), 2);
+    // Both have opened their part of the store; the server has not been there for long.
+    let in_reason = |seconds: f64| seconds > 0.0 && seconds < 600.0;
+    assert!(
+        busy.iter().all(|sample| in_reason(sample.value)),
+        "{busy:?}"
+    );
     assert_eq!(single("ringstore_oldest_unsynced_seconds"), 0.0);
     let slow = "ringstore_slow_operations_total";
-    assert_eq!(value(slow, slow, &[("op", "truncate")]), 0.0);
+    let labels = [("op", "truncate"), ("cause", "group_commit_wait")];
+    assert_eq!(value(slow, slow, &labels), 0.0);
     let failures = "ringstore_checksum_failures_total";
     assert_eq!(value(failures, failures, &[("tier", "remote")]), 0.0);
 }

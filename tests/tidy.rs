@@ -32,7 +32,10 @@ const LAYERS: &[(&str, &str)] = &[
     ("superblock", "config error io log types"),
     // The remote: a bucket, and the one who speaks to it. Neither sees the map or the disk.
     ("remote", "config error marks sync"),
-    ("upload", "config error io log marks remote sync types"),
+    (
+        "upload",
+        "config error io log marks remote stats sync types",
+    ),
     ("world", "config error io types upload"),
     // Flows: they join state and driver.
     (
@@ -89,7 +92,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokio_uring", &["src/io/"]),
     ("aws_sdk_s3", &["src/remote/s3"]),
     // The command's benchmark is read more closely than the engine's own figures: three digits.
-    ("hdrhistogram", &["src/stats.rs", "src/cli/bench/"]),
+    ("hdrhistogram", &["src/stats/latency.rs", "src/cli/bench/"]),
     ("clap", &["src/cli/"]),
     ("fuser", &["src/mount/"]),
     ("indicatif", &["src/cli/"]),

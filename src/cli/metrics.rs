@@ -8,7 +8,8 @@
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::prometheus_text::encode;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, MetricEncoder, NoLabelSet,
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, MetricEncoder,
+    NoLabelSet,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
@@ -51,6 +52,7 @@ impl Collector for Figures {
         self.space(&mut sheet)?;
         self.memory(&mut sheet)?;
         self.device(&mut sheet)?;
+        self.remote(&mut sheet)?;
         self.shards(&mut sheet)
     }
 }
@@ -65,33 +67,48 @@ impl Figures {
             counts.push(([("op", op), ("result", "error")], failed));
         }
         sheet.counters("operations", "Operations of callers.", None, &counts)?;
-        let slow = self.latency.operations();
-        let slow: Vec<_> = slow
-            .map(|op| ([("op", op)], self.latency.slow(op)))
-            .collect();
-        let help = "Operations that took longer than the store was told to take for slow.";
-        sheet.counters("slow_operations", help, None, &slow)?;
-        let name = "operation_duration";
-        let help = "From the caller's submission to the shard's answer.";
-        let kind = MetricType::Histogram;
-        let mut family = sheet
-            .0
-            .encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
+        let mut slow = Vec::new();
         for op in self.latency.operations() {
-            self.histogram(op, family.encode_family(&[("op", op)])?)?;
+            for cause in self.latency.causes() {
+                let count = self.latency.slow_by(op, cause);
+                slow.push(([("op", op), ("cause", cause)], count));
+            }
+        }
+        let help = "Operations slower than the store was told to bear, by what took most of it.";
+        sheet.counters("slow_operations", help, None, &slow)?;
+        let help = "From the caller's submission to the shard's answer.";
+        let ops = self.latency.operations().map(|op| (op, op));
+        self.durations(sheet, ("operation_duration", help), "op", ops)?;
+        let help = "Where operations, and the upkeep behind them, spend their time.";
+        let stages = self.latency.stages().map(|stage| (stage, stage));
+        self.durations(sheet, ("operation_stage_duration", help), "stage", stages)
+    }
+
+    /// A histogram of each of the names, behind what its label says.
+    fn durations(
+        &self,
+        sheet: &mut Sheet<'_>,
+        (name, help): (&str, &str),
+        label: &str,
+        names: impl Iterator<Item = (&'static str, &'static str)>,
+    ) -> fmt::Result {
+        let (unit, kind) = (Some(&Unit::Seconds), MetricType::Histogram);
+        let mut family = sheet.0.encode_descriptor(name, help, unit, kind)?;
+        for (name, value) in names {
+            self.histogram(name, family.encode_family(&[(label, value)])?)?;
         }
         Ok(())
     }
 
-    fn histogram(&self, op: &str, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+    fn histogram(&self, name: &str, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let mut buckets = Vec::new();
         let mut below = 0;
         for end in BUCKETS_US.map(Duration::from_micros) {
-            let within = self.latency.count_within(op, end);
+            let within = self.latency.count_within(name, end);
             buckets.push((end.as_secs_f64(), within.saturating_sub(below)));
             below = within;
         }
-        let (sum, count) = (self.latency.total(op), self.latency.count(op));
+        let (sum, count) = (self.latency.total(name), self.latency.count(name));
         encoder.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), count, &buckets, None)
     }
 
@@ -167,13 +184,35 @@ impl Figures {
         sheet.counters("checksum_failures", help, None, &failures)
     }
 
+    fn remote(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
+        let latency = &self.latency;
+        let verb = |name: &'static str| name.strip_prefix("remote_").unwrap_or(name);
+        let mut counts = Vec::new();
+        for name in latency.requests() {
+            let (failed, given_up) = (latency.failed(name), latency.given_up(name));
+            let answered = latency.count(name).saturating_sub(failed + given_up);
+            for (result, count) in [("ok", answered), ("error", failed), ("given_up", given_up)] {
+                counts.push(([("verb", verb(name)), ("result", result)], count));
+            }
+        }
+        let help = "Requests made of the remote, each try by itself.";
+        sheet.counters("remote_requests", help, None, &counts)?;
+        let help = "From a request to its end, whatever came of it.";
+        let requests = latency.requests().map(|name| (name, verb(name)));
+        self.durations(sheet, ("remote_request_duration", help), "verb", requests)
+    }
+
     fn shards(&self, sheet: &mut Sheet<'_>) -> fmt::Result {
-        let shards = self.stats.per_shard.iter().enumerate();
-        let stalls: Vec<_> = shards
-            .map(|(number, shard)| ([("shard", number.to_string())], shard.shard_stalls))
-            .collect();
-        let help = "Pauses of more than 1 ms between two passes of a shard's loop.";
-        sheet.counters("shard_stalls", help, None, &stalls)
+        let shards = || self.stats.per_shard.iter().enumerate();
+        let label = |number: usize| [("shard", number.to_string())];
+        let stalls = shards().map(|(number, shard)| (label(number), shard.shard_stalls));
+        let help = "Passes of a shard's loop that took more than 1 ms.";
+        let stalls: Vec<_> = stalls.collect();
+        sheet.counters("shard_stalls", help, None, &stalls)?;
+        let busy = shards().map(|(number, shard)| (label(number), shard.shard_busy_seconds));
+        let help = "Time that a shard's loop was neither parked nor spinning for want of work.";
+        let busy: Vec<_> = busy.collect();
+        sheet.counters("shard_busy", help, Some(&Unit::Seconds), &busy)
     }
 }
 
@@ -214,26 +253,26 @@ impl Sheet<'_> {
         labelled(family, values, |mut gauge, value| gauge.encode_gauge(value))
     }
 
-    fn counters<L: EncodeLabelSet>(
+    fn counters<L: EncodeLabelSet, V: EncodeCounterValue>(
         &mut self,
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        values: &[(L, u64)],
+        values: &[(L, V)],
     ) -> fmt::Result {
         let kind = MetricType::Counter;
         let family = self.0.encode_descriptor(name, help, unit, kind)?;
         labelled(family, values, |mut counter, value| {
-            counter.encode_counter::<NoLabelSet, _, u64>(value, None)
+            counter.encode_counter::<NoLabelSet, V, u64>(value, None)
         })
     }
 }
 
 /// Writes figures, each behind its labels.
-fn labelled<L: EncodeLabelSet>(
+fn labelled<L: EncodeLabelSet, V>(
     mut family: MetricEncoder<'_>,
-    values: &[(L, u64)],
-    write: impl Fn(MetricEncoder<'_>, &u64) -> fmt::Result,
+    values: &[(L, V)],
+    write: impl Fn(MetricEncoder<'_>, &V) -> fmt::Result,
 ) -> fmt::Result {
     for (labels, value) in values {
         write(family.encode_family(labels)?, value)?;

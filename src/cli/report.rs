@@ -37,14 +37,24 @@ pub(crate) async fn stats(
             });
             fields.insert("per_shard".to_owned(), shards.collect());
         }
-        fields.insert("latency".to_owned(), latency_json(&latency));
+        let operations = latency_json(&latency, latency.operations());
+        fields.insert("latency".to_owned(), operations);
+        let stages = latency_json(&latency, latency.stages());
+        fields.insert("stages".to_owned(), stages);
+        let requests = latency_json(&latency, latency.requests());
+        fields.insert("remote_requests".to_owned(), requests);
         let shards = match per_shard {
             true => &stats.per_shard[..],
             false => &[],
         };
         let table = stats_text(&stats, shards);
-        let text = format!("{table}\n\n{}", latency_text(&latency));
-        let report = Report::answer(text.trim_end().to_owned(), Value::Object(fields));
+        let operations = latency_text("operation", &latency, latency.operations());
+        let stages = latency_text("stage", &latency, latency.stages());
+        let requests = latency_text("request", &latency, latency.requests());
+        let mut parts = vec![table, operations, stages, requests];
+        parts.retain(|part| !part.is_empty());
+        let text = parts.join("\n\n");
+        let report = Report::answer(text, Value::Object(fields));
         let Some(every) = watch else {
             return Ok(report);
         };
@@ -65,6 +75,8 @@ pub(crate) fn stats_json(stats: &Stats) -> Map<String, Value> {
     fields.insert("eviction_suspended".to_owned(), suspended.into());
     let outage = stats.outage_duration_seconds;
     fields.insert("outage_duration_seconds".to_owned(), outage.into());
+    let busy = stats.shard_busy_seconds;
+    fields.insert("shard_busy_seconds".to_owned(), busy.into());
     let oldest = stats.oldest_unsynced_seconds;
     fields.insert("oldest_unsynced_seconds".to_owned(), oldest.into());
     fields.insert("driver".to_owned(), stats.driver.clone().into());
@@ -109,40 +121,46 @@ fn stats_text(stats: &Stats, shards: &[Stats]) -> String {
     lines.join("\n")
 }
 
-fn latency_json(latency: &LatencySnapshot) -> Value {
-    let mut operations = Map::new();
-    for operation in latency.operations() {
-        let count = latency.count(operation);
+/// The distributions of some of the names that are told apart.
+fn latency_json(latency: &LatencySnapshot, names: impl Iterator<Item = &'static str>) -> Value {
+    let mut all = Map::new();
+    for name in names {
+        let count = latency.count(name);
         let mut fields = Map::new();
         fields.insert("count".to_owned(), count.into());
-        for (name, quantile) in QUANTILES {
-            if let Some(span) = latency.quantile(operation, quantile)
+        for (key, quantile) in QUANTILES {
+            if let Some(span) = latency.quantile(name, quantile)
                 && super::bench::tally::supports(count, quantile)
             {
-                fields.insert(name.to_owned(), (span.as_nanos() as u64).into());
+                fields.insert(key.to_owned(), (span.as_nanos() as u64).into());
             }
         }
-        if let Some(span) = latency.max(operation) {
+        if let Some(span) = latency.max(name) {
             fields.insert("max_ns".to_owned(), (span.as_nanos() as u64).into());
         }
-        operations.insert(operation.to_owned(), Value::Object(fields));
+        all.insert(name.to_owned(), Value::Object(fields));
     }
-    Value::Object(operations)
+    Value::Object(all)
 }
 
-fn latency_text(latency: &LatencySnapshot) -> String {
+/// The same as a table, of what there was.
+fn latency_text(
+    what: &str,
+    latency: &LatencySnapshot,
+    names: impl Iterator<Item = &'static str>,
+) -> String {
     let mut lines = Vec::new();
-    for operation in latency.operations().filter(|name| latency.count(name) > 0) {
-        let count = latency.count(operation);
-        let mut line = format!("{operation:<12}{:>10}", show_count(count as f64));
+    for name in names.filter(|name| latency.count(name) > 0) {
+        let count = latency.count(name);
+        let mut line = format!("{name:<18}{:>10}", show_count(count as f64));
         for (_, quantile) in QUANTILES {
             let span = latency
-                .quantile(operation, quantile)
+                .quantile(name, quantile)
                 .filter(|_| super::bench::tally::supports(count, quantile));
             let shown = span.map_or(String::new(), |span| show_time(span.as_nanos() as u64));
             line += &format!("{shown:>12}");
         }
-        let longest = latency.max(operation).unwrap_or_default();
+        let longest = latency.max(name).unwrap_or_default();
         line += &format!("{:>12}", show_time(longest.as_nanos() as u64));
         lines.push(line);
     }
@@ -150,8 +168,8 @@ fn latency_text(latency: &LatencySnapshot) -> String {
         return String::new();
     }
     let head = format!(
-        "{:<12}{:>10}{:>12}{:>12}{:>12}{:>12}{:>12}",
-        "operation", "n", "p50", "p99", "p99.9", "p99.99", "max"
+        "{:<18}{:>10}{:>12}{:>12}{:>12}{:>12}{:>12}",
+        what, "n", "p50", "p99", "p99.9", "p99.99", "max"
     );
     lines.insert(0, head);
     lines.join("\n")

@@ -20,6 +20,7 @@ mod visit;
 pub(crate) use visit::Visit;
 
 use crate::io::clock::Clock;
+use crate::io::pulse::{Load, Pulse};
 use crate::types::Nanos;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -56,6 +57,7 @@ pub(crate) struct Executor(Rc<Core>);
 
 struct Core {
     clock: Clock,
+    pulse: Cell<Pulse>,
     shared: Arc<Shared>,
     tasks: RefCell<Slab<Task>>,
     timers: RefCell<Timers>,
@@ -197,6 +199,7 @@ impl Executor {
     pub(crate) fn new(clock: Clock, kick: impl Kick) -> Executor {
         Executor(Rc::new(Core {
             clock,
+            pulse: Cell::default(),
             shared: Arc::new(Shared {
                 id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
                 inbox: Mutex::default(),
@@ -213,6 +216,28 @@ impl Executor {
     /// The time that its sleeps go by.
     pub(crate) fn now(&self) -> Nanos {
         self.0.clock.now()
+    }
+
+    /// When the pass began that runs now.
+    pub(crate) fn pass(&self) -> Nanos {
+        self.0.pulse.get().pass()
+    }
+
+    /// What it has done so far.
+    pub(crate) fn load(&self) -> Load {
+        self.0.pulse.get().load(self.now())
+    }
+
+    fn begin_pass(&self) {
+        let mut pulse = self.0.pulse.get();
+        pulse.begin_pass(self.now());
+        self.0.pulse.set(pulse);
+    }
+
+    fn begin_rest(&self) {
+        let mut pulse = self.0.pulse.get();
+        pulse.begin_rest(self.now());
+        self.0.pulse.set(pulse);
     }
 
     /// Starts a task. After [`Executor::shutdown`] it is dropped at once.
@@ -257,6 +282,7 @@ impl Executor {
         let _seated = Seated::new(self.0.shared.id);
         let done = self.spawn_main(main);
         while !done.get() {
+            self.begin_pass();
             self.fire_timers();
             self.run_ready();
             if done.get() {
@@ -351,7 +377,7 @@ impl Executor {
         if self.0.timers.borrow().by_deadline.is_empty() {
             return;
         }
-        let now = self.now();
+        let now = self.pass();
         loop {
             let due = self.0.timers.borrow_mut().pop_due(now);
             let Some(waker) = due else { return };
@@ -367,6 +393,7 @@ impl Executor {
 
     /// Nothing is ready: spins, if it may, then parks.
     fn idle(&self, park: &impl Park, idle_spin: Duration) {
+        self.begin_rest();
         if !idle_spin.is_zero() && self.spin(park, idle_spin) {
             return;
         }

@@ -26,7 +26,7 @@ use crate::io::clock::Clock;
 use crate::io::disk::{self, Dice, Root};
 use crate::io::executor::{Executor, Kick, Visit};
 use crate::io::launch::{self, Launch, ShardMain};
-use crate::io::{DirEntry, Driver, DriverFile, Durability, OpenMode, beneath};
+use crate::io::{DirEntry, Driver, DriverFile, Durability, Load, OpenMode, beneath};
 use crate::types::Nanos;
 use bytes::Bytes;
 use std::any::Any;
@@ -365,6 +365,14 @@ impl<R: Runtime> Driver for Hosted<R> {
 
     fn now(&self) -> Nanos {
         self.0.executor.now()
+    }
+
+    fn pass(&self) -> Nanos {
+        self.0.executor.pass()
+    }
+
+    fn load(&self) -> Load {
+        self.0.executor.load()
     }
 
     fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static {

@@ -26,6 +26,7 @@ mod glommio;
 mod hosted;
 pub(crate) mod launch;
 pub(crate) mod lock;
+mod pulse;
 pub(crate) mod retry;
 #[cfg(feature = "sim")]
 #[allow(
@@ -46,6 +47,8 @@ use bytes::Bytes;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
+
+pub(crate) use pulse::Load;
 
 /// How a file is opened. All of them read and write, past the page cache where the file system can.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,6 +86,12 @@ pub(crate) trait Driver: Clone + 'static {
 
     /// Monotonic time.
     fn now(&self) -> Nanos;
+
+    /// When the loop's pass began that runs now: time for nothing, and as old as the pass.
+    fn pass(&self) -> Nanos;
+
+    /// What the loop has done so far.
+    fn load(&self) -> Load;
 
     /// Completes no earlier than `span` from its first poll.
     fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static;

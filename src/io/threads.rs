@@ -18,7 +18,7 @@ use crate::io::clock::Clock;
 use crate::io::disk::{self, Dice, Direction, Root, Step, Transfer};
 use crate::io::executor::{Executor, Kick, Park};
 use crate::io::launch::Resident;
-use crate::io::{DirEntry, Driver, DriverFile, Durability, OpenMode};
+use crate::io::{DirEntry, Driver, DriverFile, Durability, Load, OpenMode};
 use crate::types::Nanos;
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
@@ -312,6 +312,14 @@ impl Driver for Threads {
 
     fn now(&self) -> Nanos {
         self.0.executor.now()
+    }
+
+    fn pass(&self) -> Nanos {
+        self.0.executor.pass()
+    }
+
+    fn load(&self) -> Load {
+        self.0.executor.load()
     }
 
     fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static {

@@ -17,6 +17,7 @@ use crate::map::extent::{Mapped, Zeroed};
 use crate::map::tree::{Entry, NodeRef, Tree};
 use crate::marks::{mark, planted};
 use crate::retention::RetentionPolicy;
+use crate::stats::Stage;
 use crate::types::{Lsn, NUMBER_MAX, PAGE, PayloadNo, SegmentId};
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -244,6 +245,7 @@ impl<D: Driver> Shard<D> {
             self.room_to_close().await?;
             self.close_batch();
         }
+        let from = self.pass();
         let begun = self.begin_checkpoint();
         // Tried again it is the same one: it says nothing of what came later than its number.
         let mut result = self.write_checkpoint(&begun).await;
@@ -264,6 +266,7 @@ impl<D: Driver> Shard<D> {
             covers: begun.covers,
         };
         self.finish_checkpoint(kept, &begun.dead).await;
+        self.note_stage(Stage::Checkpoint, from);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use crate::log::objects;
 use crate::log::segment::is_good_page;
 use crate::marks::{mark, planted};
 use crate::residency::Held;
+use crate::stats::Stage;
 use crate::sync::signal::Signal;
 use crate::types::{PAGE, SegmentId};
 use crate::upload::manifest::segment_name;
@@ -65,6 +66,19 @@ impl<D: Driver> Shard<D> {
 
     /// Pages of a segment, from the remote.
     pub(super) async fn fetch_pages(
+        &self,
+        held: &Rc<Held>,
+        first: u32,
+        count: u32,
+        interest: Interest,
+    ) -> Result<Bytes> {
+        let from = self.pass();
+        let pages = self.fetched_pages(held, first, count, interest).await;
+        self.note_stage(Stage::Fetch, from);
+        pages
+    }
+
+    async fn fetched_pages(
         &self,
         held: &Rc<Held>,
         first: u32,

@@ -17,8 +17,8 @@ use crate::io::{Driver, DriverFile, Durability};
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
 use crate::residency::Held;
-use crate::stats::Flushed;
-use crate::types::{Lsn, PAGE, SegmentId};
+use crate::stats::{Flushed, Stage};
+use crate::types::{Lsn, Nanos, PAGE, SegmentId};
 use bytes::Bytes;
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,6 +37,18 @@ const FLUSH_AFTER_MIN: Duration = Duration::from_millis(1);
 /// Quiet for this long is rest: time to give back what is not needed.
 const REST_AFTER: Duration = Duration::from_secs(1);
 
+/// Batches of which it is known when they were begun to be written: many more than are under way
+/// when somebody waits, as what is recorded meanwhile gathers.
+const BEGUN_KEPT: usize = 64;
+
+/// A batch that was handed to the device: when, and whether to be durable when it is written.
+#[derive(Clone, Copy, Default)]
+struct Begun {
+    lsn: Lsn,
+    at: Nanos,
+    synced: bool,
+}
+
 /// What the committer works on.
 pub(super) struct Commit {
     /// Flushes wait for this batch.
@@ -44,6 +56,8 @@ pub(super) struct Commit {
     syncing: bool,
     /// The timer that appends what has grown old is running.
     aging: bool,
+    /// The last batches that were handed to the device, each at its number's place.
+    begun: [Begun; BEGUN_KEPT],
     /// Nothing was recorded for `flush_after`, and everything is durable.
     pub(super) at_rest: bool,
     /// Why writes and flushes fail from now on.
@@ -56,9 +70,22 @@ impl Default for Commit {
             wanted: None,
             syncing: false,
             aging: false,
+            begun: [Begun::default(); BEGUN_KEPT],
             at_rest: true,
             poison: None,
         }
+    }
+}
+
+impl Commit {
+    fn note_begun(&mut self, begun: Begun) {
+        self.begun[begun.lsn.0 as usize % BEGUN_KEPT] = begun;
+    }
+
+    /// How a batch was handed to the device, if that was not too long ago.
+    fn begun(&self, lsn: Lsn) -> Option<Begun> {
+        let begun = self.begun[lsn.0 as usize % BEGUN_KEPT];
+        (begun.lsn == lsn).then_some(begun)
     }
 }
 
@@ -103,7 +130,7 @@ impl State {
     }
 
     /// Closes the open batch and puts it into the tail: where it goes, what, and how.
-    fn take_open_batch(&mut self) -> Option<(Rc<Held>, Job, bool)> {
+    fn take_open_batch(&mut self, now: Nanos) -> Option<(Rc<Held>, Job, bool)> {
         let closed = self.log.close_batch(self.tail.durable())?;
         // A flush that waits for this batch gets it durable in one step if all before it are, too.
         let wanted = self
@@ -111,6 +138,11 @@ impl State {
             .wanted
             .is_some_and(|wanted| wanted >= closed.lsn);
         let synced = wanted && self.tail.all_synced();
+        self.commit.note_begun(Begun {
+            lsn: closed.lsn,
+            at: now,
+            synced,
+        });
         self.stats.batches += 1;
         self.stats.device_syncs += u64::from(synced);
         self.stats.device_written_bytes += closed.bytes.len() as u64;
@@ -183,6 +215,7 @@ impl<D: Driver> Shard<D> {
             }
             state.commit.wanted = state.commit.wanted.max(Some(lsn));
         }
+        let from = self.pass();
         self.0.commit_due.notify();
         self.0
             .committed
@@ -191,7 +224,24 @@ impl<D: Driver> Shard<D> {
                 let poison = state.commit.poison.clone().map(Err);
                 poison.or_else(|| (state.tail.durable() >= lsn).then_some(Ok(())))
             })
-            .await
+            .await?;
+        self.note_commit(lsn, from);
+        Ok(())
+    }
+
+    /// A batch is durable that somebody has waited for: for its turn, and then for the device.
+    fn note_commit(&self, lsn: Lsn, from: Nanos) {
+        let Some(begun) = self.0.state.borrow().commit.begun(lsn) else {
+            return;
+        };
+        let stage = Stage::GroupCommitWait;
+        self.state().latencies.record_stage(stage, from, begun.at);
+        self.spend(stage, begun.at.since(from));
+        let device = match begun.synced {
+            true => Stage::DeviceWrite,
+            false => Stage::Sync,
+        };
+        self.spend(device, self.pass().since(begun.at.max(from)));
     }
 
     /// Starts the task that submits and syncs.
@@ -218,7 +268,7 @@ impl<D: Driver> Shard<D> {
 
     /// Closes the open batch, if there is one, and starts writing it.
     pub(super) fn close_batch(&self) {
-        let Some((held, job, synced)) = self.state().take_open_batch() else {
+        let Some((held, job, synced)) = self.state().take_open_batch(self.pass()) else {
             return;
         };
         let shard = self.clone();
@@ -238,10 +288,12 @@ impl<D: Driver> Shard<D> {
             Durability::Visible
         };
         let offset = u64::from(page) * PAGE as u64;
+        let from = self.pass();
         let result = match self.0.files.open_segment(&held).await {
             Ok(file) => file.write(offset, bytes, durability).await,
             Err(error) => Err(error),
         };
+        self.note_stage(Stage::DeviceWrite, from);
         match result {
             Ok(()) => {
                 let grew = self.state().tail.written(lsn);
@@ -263,7 +315,9 @@ impl<D: Driver> Shard<D> {
         };
         let shard = self.clone();
         self.0.driver.spawn(async move {
+            let from = shard.pass();
             let result = shard.sync_files(&held).await;
+            shard.note_stage(Stage::Sync, from);
             shard.state().commit.syncing = false;
             match result {
                 Ok(()) => {

@@ -26,6 +26,7 @@ use crate::log::objects;
 use crate::log::segment::is_good_page;
 use crate::marks::{mark, planted};
 use crate::residency::{Held, Segments};
+use crate::stats::Stage;
 use crate::types::{Epoch, Location, PAGE, SegmentId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -276,9 +277,11 @@ impl<D: Driver> Shard<D> {
 
     /// Pages of a file that keeps something.
     async fn kept_pages(&self, held: &Held, first: u32, count: u32) -> io::Result<Bytes> {
+        let from = self.pass();
         let file = self.0.files.open(FileId::Kept(held.id, held.epoch)).await?;
         let buf = self.0.driver.pool().take(count as usize * PAGE);
         let bytes = file.read(u64::from(first) * PAGE as u64, buf).await?;
+        self.note_stage(Stage::DeviceRead, from);
         self.state().stats.device_read_bytes += bytes.len() as u64;
         Ok(bytes.freeze())
     }

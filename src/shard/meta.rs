@@ -8,7 +8,7 @@ use crate::map::tree::Entry;
 use crate::map::{Found, Map, Payload};
 use crate::payload_id::PayloadId;
 use crate::stats::{Extent, ExtentKind, Health, HealthStatus, LatencySnapshot, Op, Stats};
-use crate::types::{Location, PAGE, PAYLOAD_BYTES_MAX, PayloadNo};
+use crate::types::{Location, PAGE, PAYLOAD_BYTES_MAX, PayloadNo, ShardId};
 
 /// Payloads that are counted for `stats` between two looks at other work.
 const PAYLOADS_PER_STEP: usize = 256;
@@ -177,6 +177,9 @@ impl<D: Driver> Shard<D> {
         stats.available_size = stats.total_size.saturating_sub(stats.local_disk_used);
         stats.driver = self.0.driver.name().to_owned();
         stats.shards = 1;
+        let load = self.0.driver.load();
+        stats.shard_stalls = load.stalls;
+        stats.shard_busy_seconds = load.busy.as_secs_f64();
         stats.live_bytes = state.map.live.total();
         stats.checkpoints_running = u64::from(state.upkeep.is_checkpointing());
         stats.segments = state.segments.len() as u64;
@@ -222,11 +225,15 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// How long operations took, those included that callers served themselves.
+    /// How long everything took, those operations included that callers served themselves.
     pub(super) fn latency(&self) -> LatencySnapshot {
         let mut snapshot = self.0.state.borrow().latencies.snapshot();
         for (span, count) in self.0.params.table.hits.spans() {
             snapshot.add(Op::ReadHit, span, count);
+        }
+        // All shards share one uploader: one of them tells what it has asked.
+        if let Some(client) = self.client().filter(|_| self.0.params.shard == ShardId(0)) {
+            snapshot.set_requests(client.requests());
         }
         snapshot
     }

@@ -35,6 +35,7 @@ mod spare;
 mod tail;
 mod takeover;
 mod tier;
+mod times;
 mod upkeep;
 mod verify;
 mod write;
@@ -49,7 +50,7 @@ use crate::log::writer::Log;
 use crate::map::Map;
 use crate::payload_id::PayloadId;
 use crate::residency::Segments;
-use crate::stats::{Latencies, Op, Stats};
+use crate::stats::{Latencies, Op, Spent, Stage, Stats};
 use crate::sync::mailbox::{Receiver, Sender};
 use crate::sync::signal::Signal;
 use crate::types::{Epoch, Generation, Location, Lsn, Nanos, PAGE, ShardId};
@@ -60,9 +61,9 @@ use hashbrown::HashMap;
 use request::{Request, Work};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 use tail::Tail;
 
 #[cfg(any(fuzzing, test))]
@@ -73,9 +74,6 @@ pub(crate) use request::{Answer, Control, Routes};
 /// Requests that a mailbox holds, and that a shard works on at once, at most. Enough to keep a
 /// device busy many times over; small enough that a burst is pushed back to its callers.
 pub(crate) const REQUESTS_MAX: usize = 1024;
-
-/// Pauses of the loop longer than this are counted as stalls.
-const STALL: Duration = Duration::from_millis(1);
 
 /// What came of closing a shard, for those who ask when it is gone.
 pub(crate) type Outcome = Arc<OnceLock<Result<()>>>;
@@ -194,6 +192,8 @@ struct Inner<D: Driver> {
     working: Cell<usize>,
     /// Nothing more is begun: the store is being closed.
     ending: Cell<bool>,
+    /// What the operation that is being polled has spent in stages; nobody's while none is.
+    spent: Cell<Spent>,
     /// Everything is durable on this machine, and nothing more will come.
     persisted: Cell<bool>,
     /// When somebody's operation used the device last, if it did.
@@ -233,7 +233,6 @@ impl<D: Driver> Shard<D> {
             if !mailbox.drain(&mut batch).await {
                 return;
             }
-            let began = self.now();
             for request in batch.drain(..) {
                 match request.work {
                     Work::Close(reply) => {
@@ -242,9 +241,6 @@ impl<D: Driver> Shard<D> {
                     }
                     _ => self.start(request, |inner| &inner.working),
                 }
-            }
-            if self.now().since(began) > STALL {
-                self.state().stats.shard_stalls += 1;
             }
         }
         let result = self.end().await;
@@ -289,6 +285,7 @@ impl<D: Driver> Shard<D> {
             shard.0.finished.notify();
         };
         let Request { at, work } = request;
+        self.note_stage(Stage::QueueWait, at);
         match work {
             // A task takes the memory of the largest that it may do: reads, which are many and
             // small, have tasks of their own size.
@@ -350,9 +347,8 @@ impl<D: Driver> Shard<D> {
                 target,
                 reply,
             } => {
-                let result = self.copy(&source, &target).await;
-                self.note(Op::Copy, at, result.is_ok());
-                reply.send(result);
+                let copy = pin!(self.copy(&source, &target));
+                reply.send(self.timed(Op::Copy, at, copy).await);
             }
             Work::Flush { id, reply } => {
                 reply.send(self.owned(&id, at, Op::Flush, || self.flush(&id)).await);
@@ -445,24 +441,9 @@ impl<D: Driver> Shard<D> {
         let Some(_changing) = self.claim(id).await else {
             return Ok(Answer::Elsewhere);
         };
-        let result = flow().await;
-        self.note(op, at, result.is_ok());
+        let flow = pin!(flow());
+        let result = self.timed(op, at, flow).await;
         result.map(Answer::Done)
-    }
-
-    fn note(&self, op: Op, at: Nanos, succeeded: bool) {
-        let now = self.now();
-        if op != Op::Meta {
-            self.0.used_at.set(now);
-        }
-        self.state().latencies.record(op, at, now, succeeded);
-        if let Some(slow) = self.0.params.config.slow_op
-            && now.since(at) > slow
-        {
-            self.state().latencies.note_slow(op);
-            let (shard, took) = (self.0.params.shard.0, now.since(at));
-            tracing::warn!(shard, ?op, ?took, "a slow operation");
-        }
     }
 
     /// Waits until the payload is not being moved, and keeps it from being moved while the result

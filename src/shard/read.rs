@@ -14,6 +14,7 @@ use crate::map::{Found, Map, Piece};
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
 use crate::residency::Held;
+use crate::stats::Stage;
 use crate::types::{Location, PAGE, page_ceil};
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -266,7 +267,7 @@ impl<D: Driver> Shard<D> {
 
     /// Reads and checks one part, from the local disk, or else from the remote.
     pub(super) async fn read_device(&self, part: DevicePart) -> Result<Bytes> {
-        part.held.used.set(self.now());
+        part.held.used.set(self.pass());
         if part.held.file().is_none() {
             let (is_kept, _) = self.0.state.borrow().is_here(part.at, part.len);
             if is_kept && let Some(bytes) = self.read_kept(&part).await {
@@ -344,11 +345,13 @@ impl<D: Driver> Shard<D> {
         first: u32,
         count: u32,
     ) -> Result<crate::buf::AlignedBuf> {
+        let from = self.pass();
         let buf = self.0.driver.pool().take(count as usize * PAGE);
         let result = match self.0.files.open_segment(held).await {
             Ok(file) => file.read(u64::from(first) * PAGE as u64, buf).await,
             Err(error) => Err(error),
         };
+        self.note_stage(Stage::DeviceRead, from);
         self.state().stats.device_read_bytes += u64::from(count) * PAGE as u64;
         result.map_err(|error| {
             let message = format!("bytes cannot be read from segment={}", held.id.0);

@@ -137,6 +137,7 @@ impl<D: Driver> Shard<D> {
             writing: Cell::new(0),
             working: Cell::new(0),
             ending: Cell::new(false),
+            spent: Cell::default(),
             persisted: Cell::new(false),
             used_at: Cell::default(),
         }));

@@ -31,7 +31,7 @@ use crate::io::Driver;
 use crate::marks::{mark, planted};
 use crate::payload_id::PayloadId;
 use crate::residency::{Held, Needed, Segments};
-use crate::stats::Stats;
+use crate::stats::{Stage, Stats};
 use crate::types::{Lsn, Nanos, SegmentId, ShardId};
 use crate::upload::manifest::{Base, Object, ShardState, base_name};
 use crate::upload::{Cause, Client, Needs, Wanted, within};
@@ -433,7 +433,10 @@ impl<D: Driver> Shard<D> {
     /// Waits until what was flushed of a payload counts in the bucket.
     pub(super) async fn wait_remote(&self, id: &PayloadId) -> Result<()> {
         let lsn = self.flush_changes(id).await?;
-        self.published(lsn).await
+        let from = self.pass();
+        let result = self.published(lsn).await;
+        self.spend(Stage::Upload, self.pass().since(from));
+        result
     }
 
     /// Waits until everything counts in the bucket.

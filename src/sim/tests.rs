@@ -1,5 +1,6 @@
 //! The simulator's own tests: it is deterministic, it finds what is planted, it replays its corpus.
 
+mod figures;
 mod flips;
 
 use super::plan::{HARMS, Harm, Op, Plan, Step};

@@ -17,6 +17,8 @@
 
 mod between;
 mod budget;
+mod client;
+mod counted;
 mod health;
 pub(crate) mod manifest;
 mod probe;
@@ -27,16 +29,17 @@ mod wanted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::remote::{Created, Failure, FailureKind, Listed, Remote, probe_name};
-use crate::sync::mailbox::{Receiver, Sender, mailbox};
+use crate::stats::Requests;
+use crate::sync::Mutex;
+use crate::sync::mailbox::{Receiver, mailbox};
 use crate::sync::signal::Signal;
-use crate::sync::slot::{Reply, slot};
-use crate::types::{Epoch, Nanos, NodeId, ShardId};
+use crate::types::{Epoch, Nanos};
 use between::Between;
-use budget::Budget;
 use bytes::Bytes;
+use client::Request;
+use counted::Counted;
 use health::{Health, Way};
-use manifest::{Manifest, ShardState};
-use publish::{Publisher, Update};
+use publish::Publisher;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -44,6 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use between::{Cause, Needs};
+pub(crate) use client::Client;
 pub(crate) use publish::{Identity, Recovered};
 pub(crate) use wanted::Wanted;
 
@@ -99,59 +103,12 @@ impl<D: Driver> Runtime for D {
     }
 }
 
-/// What a shard asks of the uploader.
-enum Request {
-    Claimed {
-        shard: ShardId,
-        recovered: Recovered,
-        reply: Reply<Result<ShardState>>,
-    },
-    Create {
-        name: String,
-        body: Vec<Bytes>,
-        wanted: Wanted,
-        reply: Reply<Result<Created>>,
-    },
-    Get {
-        name: String,
-        offset: u64,
-        len: u64,
-        reply: Reply<Result<Bytes>>,
-    },
-    List {
-        prefix: String,
-        after: Option<String>,
-        reply: Reply<Result<Vec<Listed>>>,
-    },
-    Probe(Reply<Result<()>>),
-    Look,
-    Publish(Update),
-    TakeOver {
-        node: NodeId,
-        ahead: u64,
-        shards: Option<usize>,
-        reply: Reply<Result<Manifest>>,
-    },
-    Delete {
-        names: Vec<String>,
-        reply: Reply<Result<()>>,
-    },
-}
-
-/// How shards speak to the uploader; clones share it.
-#[derive(Clone)]
-pub(crate) struct Client {
-    requests: Sender<Request>,
-    health: Arc<Health>,
-    between: Arc<Between>,
-    budget: Arc<Budget>,
-}
-
 /// The uploader before it runs.
 pub(crate) struct Uploader {
     requests: Receiver<Request>,
     health: Arc<Health>,
     between: Arc<Between>,
+    requests_made: Arc<Mutex<Requests>>,
     /// Who takes the bucket at once; `None`: whoever asks for it.
     identity: Option<Identity>,
 }
@@ -160,147 +117,22 @@ pub(crate) struct Uploader {
 pub(crate) fn uploader(identity: Option<Identity>) -> (Client, Uploader) {
     let (sender, receiver) = mailbox(REQUESTS_MAX);
     let (health, between) = (Arc::new(Health::new()), Arc::new(Between::new()));
+    let requests_made = Arc::new(Mutex::new(Requests::new()));
     let client = Client {
         requests: sender,
         health: health.clone(),
         between: between.clone(),
         budget: Arc::default(),
+        requests_made: requests_made.clone(),
     };
     let uploader = Uploader {
         requests: receiver,
         health,
         between,
+        requests_made,
         identity,
     };
     (client, uploader)
-}
-
-impl Client {
-    async fn ask<T>(&self, request: impl FnOnce(Reply<Result<T>>) -> Request) -> Result<T> {
-        let (reply, answer) = slot();
-        let gone = || Error::new(ErrorKind::Unavailable, "the uploader has ended");
-        self.requests
-            .send(request(reply))
-            .await
-            .map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|| Err(gone()))
-    }
-
-    pub(crate) fn health(&self) -> &Health {
-        &self.health
-    }
-
-    pub(crate) fn between(&self) -> &Between {
-        &self.between
-    }
-
-    pub(crate) fn budget(&self) -> &Budget {
-        &self.budget
-    }
-
-    /// What the bucket has of a shard, when this opening has taken the bucket.
-    pub(crate) async fn claimed(&self, shard: ShardId, recovered: Recovered) -> Result<ShardState> {
-        self.ask(|reply| Request::Claimed {
-            shard,
-            recovered,
-            reply,
-        })
-        .await
-    }
-
-    /// Takes the bucket from whoever has it, for a node without anything of its own. Its epoch is
-    /// so far ahead of theirs. `InvalidInput`, and nothing is taken, if the bucket holds no store
-    /// or one that was made with another number of shards than this.
-    pub(crate) async fn take_over(
-        &self,
-        node: NodeId,
-        ahead: u64,
-        shards: Option<usize>,
-    ) -> Result<Manifest> {
-        self.ask(|reply| Request::TakeOver {
-            node,
-            ahead,
-            shards,
-            reply,
-        })
-        .await
-    }
-
-    /// Makes an object, however long it takes, as long as it is wanted. It may be there also if
-    /// this fails.
-    pub(crate) async fn create(
-        &self,
-        name: String,
-        body: Vec<Bytes>,
-        wanted: Wanted,
-    ) -> Result<Created> {
-        self.ask(|reply| Request::Create {
-            name,
-            body,
-            wanted,
-            reply,
-        })
-        .await
-    }
-
-    /// Bytes of an object, soon or not at all: `Unavailable`, or `Corrupt` if there is no such
-    /// object.
-    pub(crate) async fn get(&self, name: String, offset: u64, len: u64) -> Result<Bytes> {
-        if let Some(why) = self.health.reads_bad() {
-            let message = format!("the remote is away: {why}");
-            return Err(Error::new(ErrorKind::Unavailable, message));
-        }
-        self.ask(|reply| Request::Get {
-            name,
-            offset,
-            len,
-            reply,
-        })
-        .await
-    }
-
-    pub(crate) async fn list(&self, prefix: String, after: Option<String>) -> Result<Vec<Listed>> {
-        self.ask(|reply| Request::List {
-            prefix,
-            after,
-            reply,
-        })
-        .await
-    }
-
-    /// Asks the bucket for a name, once. `Unavailable` if it does not answer.
-    pub(crate) async fn probe(&self) -> Result<()> {
-        self.ask(Request::Probe).await
-    }
-
-    /// Sees to it that the health of a bucket that nobody has asked anything is known soon.
-    pub(crate) async fn look(&self) {
-        // An uploader that has ended has said what it knows.
-        let _ = self.requests.send(Request::Look).await;
-    }
-
-    /// Makes a shard's state what counts in the bucket, once what it needs of other shards does.
-    pub(crate) async fn publish(
-        &self,
-        shard: ShardId,
-        state: ShardState,
-        needs: Vec<Needs>,
-    ) -> Result<()> {
-        self.ask(|reply| {
-            Request::Publish(Update {
-                shard,
-                state,
-                needs,
-                reply,
-            })
-        })
-        .await
-    }
-
-    /// Deletes objects that nothing published refers to.
-    pub(crate) async fn delete(&self, names: Vec<String>) -> Result<()> {
-        self.ask(|reply| Request::Delete { names, reply }).await
-    }
 }
 
 struct Inner<R> {
@@ -337,7 +169,7 @@ impl Uploader {
     pub(crate) async fn run<R: Runtime>(mut self, runtime: R, remote: Rc<dyn Remote>) {
         let service = Service(Rc::new(Inner {
             runtime: runtime.clone(),
-            remote,
+            remote: Rc::new(Counted::new(remote, runtime.clone(), self.requests_made)),
             health: self.health.clone(),
             uploading: Cell::new(0),
             window: Cell::new(WINDOW_START),

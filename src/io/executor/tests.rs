@@ -267,3 +267,55 @@ fn spinning_sees_timers_and_parks_in_the_end() {
     assert_eq!(*hands.parks.borrow(), [Some(Duration::from_millis(20))]);
     assert_eq!(executor.now(), Nanos(32_000_000));
 }
+
+/// A driver of virtual time: each turn takes a microsecond, a park as long as it may.
+struct Clockwork(Arc<AtomicU64>);
+
+impl Clockwork {
+    fn wind(&self, span: Duration) {
+        self.0.fetch_add(span.as_nanos() as u64, Ordering::AcqRel);
+    }
+}
+
+impl Park for Clockwork {
+    fn turn(&self, _more_to_run: bool) {
+        self.wind(Duration::from_micros(1));
+    }
+
+    fn park(&self, timeout: Option<Duration>) {
+        self.wind(timeout.expect("there is a timer"));
+    }
+}
+
+impl Kick for Clockwork {
+    fn kick(&self) {}
+}
+
+#[test]
+fn neither_parking_nor_spinning_is_being_busy() {
+    for idle_spin in [Duration::ZERO, Duration::from_millis(2)] {
+        let nanos = Arc::new(AtomicU64::new(77));
+        let work = |us: u64| {
+            let work = Clockwork(Arc::clone(&nanos));
+            move || work.wind(Duration::from_micros(us))
+        };
+        let executor = Executor::new(
+            Clock::Virtual(Arc::clone(&nanos)),
+            Clockwork(Arc::clone(&nanos)),
+        );
+        let (first, second, third) = (work(5000), work(300), work(400));
+        let inner = executor.clone();
+        executor.run(&Clockwork(Arc::clone(&nanos)), idle_spin, async move {
+            first();
+            inner.sleep(Duration::from_millis(7)).await;
+            assert_eq!(inner.pass(), inner.now());
+            second();
+            // Ready again at once: a turn of the driver is between, which is work.
+            yield_now().await;
+            third();
+        });
+        let load = executor.load();
+        assert_eq!(load.busy, Duration::from_micros(5701), "{idle_spin:?}");
+        assert_eq!(load.stalls, 1, "{idle_spin:?}");
+    }
+}

@@ -6,6 +6,7 @@
 //!    that a post kicks; after one that left something ready the host visits again unasked.
 //! 2. The seat is held during a visit only, so that what wakes between two visits is posted, and
 //!    kicks, whichever thread it is on.
+//! 3. A visit that left something ready is not the end of its pass: the host's turn counts to it.
 
 use super::{Executor, SEAT, Seated};
 use crate::types::Nanos;
@@ -34,12 +35,17 @@ impl Executor {
         let parked = &self.0.shared.parked;
         parked.store(false, Ordering::SeqCst);
         for _ in 0..rounds_max {
+            self.begin_pass();
             self.fire_timers();
             self.run_ready();
             if done.get() {
                 return Visit::Over;
             }
-            if self.take_mail() || self.spin_for_mail(idle_spin) {
+            if self.take_mail() {
+                continue;
+            }
+            self.begin_rest();
+            if self.spin_for_mail(idle_spin) {
                 continue;
             }
             parked.store(true, Ordering::SeqCst);

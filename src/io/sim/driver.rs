@@ -14,7 +14,7 @@ use super::platter::InodeId;
 use super::runtime::{Group, Runtime};
 use super::task;
 use crate::buf::{AlignedBuf, BufPool};
-use crate::io::{DirEntry, Driver, DriverFile, Durability, OpenMode};
+use crate::io::{DirEntry, Driver, DriverFile, Durability, Load, OpenMode};
 use crate::types::{Nanos, PAGE};
 use bytes::Bytes;
 use std::cell::Cell;
@@ -88,6 +88,18 @@ impl Driver for SimDriver {
 
     fn now(&self) -> Nanos {
         self.0.runtime.now()
+    }
+
+    fn pass(&self) -> Nanos {
+        // Every poll is a pass of its own.
+        self.now()
+    }
+
+    fn load(&self) -> Load {
+        Load {
+            busy: self.0.runtime.busy(self.0.id),
+            stalls: 0,
+        }
     }
 
     fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static {

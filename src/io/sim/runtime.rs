@@ -25,6 +25,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 /// Where the clock starts: not at zero, so that a subtraction that underflows shows.
 const START_NS: u64 = 1_000_000_000;
@@ -185,6 +186,8 @@ pub(super) struct Runtime {
     serial_last: Cell<u64>,
     /// Serial number of the task that is being polled, or 0.
     current: Cell<u64>,
+    /// What the polls of each driver's tasks have cost.
+    busy: RefCell<BTreeMap<u64, u64>>,
     trace: Cell<u64>,
     ios: Cell<u64>,
     /// The I/O before which to stop, counted from 1; 0 for none.
@@ -205,6 +208,7 @@ impl Runtime {
             rng: RefCell::new(Rng::with_seed(mix(seed))),
             serial_last: Cell::new(0),
             current: Cell::new(0),
+            busy: RefCell::default(),
             trace: Cell::new(0),
             ios: Cell::new(0),
             stop_at_io: Cell::new(0),
@@ -346,7 +350,7 @@ impl Runtime {
             alarm.queued.store(false, Ordering::Release);
             self.current.set(id.serial);
             let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
-            self.charge(id.serial);
+            self.charge(0, id.serial);
             if let Poll::Ready(output) = polled {
                 return Ok(output);
             }
@@ -426,18 +430,18 @@ impl Runtime {
     }
 
     fn poll_task(&self, id: TaskId) {
-        let body = {
+        let (body, driver) = {
             let mut tasks = self.tasks.borrow_mut();
             let task = &mut tasks[id.slot];
             task.alarm.queued.store(false, Ordering::Release);
-            task.body.take()
+            (task.body.take(), task.driver)
         };
         let Some((mut future, waker)) = body else {
             return;
         };
         self.current.set(id.serial);
         let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
-        self.charge(id.serial);
+        self.charge(driver, id.serial);
         if polled.is_pending() {
             let mut tasks = self.tasks.borrow_mut();
             let task = tasks.get_mut(id.slot);
@@ -461,13 +465,20 @@ impl Runtime {
     }
 
     /// Accounts for one poll: time, trace, counter.
-    fn charge(&self, serial: u64) {
+    fn charge(&self, driver: u64, serial: u64) {
         self.current.set(0);
         let spent = POLL_NS_MIN + self.rng.borrow_mut().u64(..POLL_NS_SPREAD);
         let now = self.now().0 + spent;
         self.clock.store(now, Ordering::Relaxed);
         self.trace(now ^ serial.rotate_left(40));
+        *self.busy.borrow_mut().entry(driver).or_default() += spent;
         self.counters.borrow_mut().polls += 1;
+    }
+
+    /// Virtual time that the tasks of a driver have taken.
+    pub(super) fn busy(&self, driver: u64) -> Duration {
+        let busy = self.busy.borrow();
+        Duration::from_nanos(busy.get(&driver).copied().unwrap_or(0))
     }
 
     pub(super) fn resume(&self, group: &Group) {
@@ -484,6 +495,7 @@ impl Runtime {
 
     /// Drops every task that a driver started.
     pub(super) fn drop_driver(&self, driver: u64) {
+        self.busy.borrow_mut().remove(&driver);
         self.drop_tasks(|task| task.driver == driver);
     }
 

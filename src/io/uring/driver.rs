@@ -16,7 +16,7 @@ use crate::io::clock::Clock;
 use crate::io::disk::{self, DIR_FLAGS, Dice, FILE_MODE, RESOLVE, Root};
 use crate::io::executor::{Executor, Park};
 use crate::io::launch::Resident;
-use crate::io::{DirEntry, Driver, DriverFile, Durability, OpenMode};
+use crate::io::{DirEntry, Driver, DriverFile, Durability, Load, OpenMode};
 use crate::types::Nanos;
 use bytes::Bytes;
 use io_uring::types::OpenHow;
@@ -208,6 +208,14 @@ impl Driver for Uring {
 
     fn now(&self) -> Nanos {
         self.0.executor.now()
+    }
+
+    fn pass(&self) -> Nanos {
+        self.0.executor.pass()
+    }
+
+    fn load(&self) -> Load {
+        self.0.executor.load()
     }
 
     fn sleep(&self, span: Duration) -> impl Future<Output = ()> + 'static {

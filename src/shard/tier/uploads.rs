@@ -13,6 +13,7 @@ use crate::log::objects;
 use crate::marks::mark;
 use crate::remote::Created;
 use crate::residency::Held;
+use crate::stats::Stage;
 use crate::types::{Lsn, SegmentId};
 use crate::upload::manifest::segment_name;
 use crate::upload::{Cause, Wanted};
@@ -166,7 +167,10 @@ impl<D: Driver> Shard<D> {
         let client = self.client().expect("it does not go");
         let name = segment_name(self.0.params.shard, held.id, held.epoch);
         drop(held);
-        match client.create(name.clone(), body, wanted).await? {
+        let from = self.pass();
+        let created = client.create(name.clone(), body, wanted).await?;
+        self.note_stage(Stage::Upload, from);
+        match created {
             Created::New => Ok(()),
             // An earlier try, or an earlier opening, has made it: if it is the same.
             Created::Exists => {

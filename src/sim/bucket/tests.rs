@@ -1,5 +1,6 @@
 //! Stores and a bucket, each time with one thing wrong: who is told, what is refused, what is left.
 
+mod figures;
 mod kept;
 mod pressure;
 mod racing;
