@@ -122,7 +122,7 @@ pub struct Stats {
     pub checkpoint_bytes: u64,
     /// Extents in the map; shared ones count once.
     pub extents: u64,
-    /// Memory of the map, estimated from its nodes.
+    /// Memory of the map's trees.
     pub map_bytes: u64,
     /// Segments whose local files were given up since the store was opened.
     pub evicted_segments: u64,

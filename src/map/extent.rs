@@ -1,7 +1,6 @@
 //! The two kinds of entry of a payload's map: bytes that are in the log, and bytes that read zero.
 //!
-//! It alone knows how an entry is packed in memory. Twenty bytes instead of the natural 24 are a
-//! sixth of the map, which is the largest structure that a store keeps in memory.
+//! It alone knows which numbers make an entry up. How they are kept in memory is the tree's.
 //!
 //! Invariants:
 //! 1. An entry is never empty and never reaches beyond [`PAYLOAD_BYTES_MAX`].
@@ -10,18 +9,16 @@
 //!
 //! Deliberately not here: how an entry looks on disk (`log`), and what overlaps what (`tree`).
 
-use crate::map::tree::Entry;
-use crate::types::{Location, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX};
+use crate::map::tree::{Entry, Numbers};
+use crate::types::{Location, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MAX, SegmentId};
 use std::fmt;
 
 /// Bytes of a payload that are found in the log, one after the other.
-///
-/// The 64-bit numbers are stored in halves, low first, so that it is aligned to four bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mapped {
-    start: [u32; 2],
+    start: u64,
     len: u32,
-    at: [u32; 2],
+    at: Location,
 }
 
 impl Mapped {
@@ -31,11 +28,7 @@ impl Mapped {
         let end = start.checked_add(u64::from(len))?;
         let end_in_segment = u64::from(at.offset()) + u64::from(len);
         let valid = len > 0 && end <= PAYLOAD_BYTES_MAX && end_in_segment <= SEGMENT_BYTES_MAX;
-        valid.then(|| Mapped {
-            start: halves(start),
-            len,
-            at: halves(at.to_bits()),
-        })
+        valid.then_some(Mapped { start, len, at })
     }
 
     /// `[start, start + len)` of the payload is at `at`.
@@ -50,13 +43,13 @@ impl Mapped {
 
     /// Where its first byte is.
     pub(crate) fn at(&self) -> Location {
-        Location::from_bits(whole(self.at))
+        self.at
     }
 }
 
 impl Entry for Mapped {
     fn start(&self) -> u64 {
-        whole(self.start)
+        self.start
     }
 
     fn end(&self) -> u64 {
@@ -80,6 +73,20 @@ impl Entry for Mapped {
             len: self.len + next.len,
             ..*self
         })
+    }
+
+    fn numbers(&self) -> Numbers {
+        let (offset, segment) = (self.at.offset(), self.at.segment());
+        [self.start, self.len.into(), offset.into(), segment.0]
+    }
+
+    fn from_numbers([start, len, offset, segment]: Numbers) -> Mapped {
+        // Length and offset are of 32 bits: they come from `numbers`.
+        Mapped {
+            start,
+            len: len as u32,
+            at: Location::new(SegmentId(segment), offset as u32),
+        }
     }
 }
 
@@ -128,20 +135,21 @@ impl Entry for Zeroed {
             end: next.end,
         })
     }
+
+    fn numbers(&self) -> Numbers {
+        [self.start, self.end - self.start, 0, 0]
+    }
+
+    fn from_numbers([start, len, ..]: Numbers) -> Zeroed {
+        let end = start + len;
+        Zeroed { start, end }
+    }
 }
 
 impl fmt::Debug for Zeroed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}..{} zero", self.start, self.end)
     }
-}
-
-fn halves(number: u64) -> [u32; 2] {
-    [number as u32, (number >> 32) as u32]
-}
-
-fn whole([low, high]: [u32; 2]) -> u64 {
-    u64::from(high) << 32 | u64::from(low)
 }
 
 #[cfg(test)]
@@ -154,8 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_is_small_and_exact() {
-        assert_eq!((size_of::<Mapped>(), align_of::<Mapped>()), (20, 4));
+    fn mapped_is_exact() {
         let start = PAYLOAD_BYTES_MAX - 7;
         let last = (SEGMENT_BYTES_MAX - 7) as u32;
         let mapped = Mapped::new(start, 7, at((1 << 36) - 1, last));

@@ -5,6 +5,8 @@
 //!    the same bytes, as after a clone diverged, count them twice, so a count is an upper bound of
 //!    the live bytes, and zero exactly when nothing refers to the segment.
 //! 2. Counts never go below zero; that would be a defect of the tree.
+//! 3. The memory of the trees is that of all distinct leaves, which is told as they come, change
+//!    and go; the few nodes above them are estimated with the leaves.
 
 use super::extent::{Mapped, Zeroed};
 use super::tree::{Account, Entry};
@@ -19,6 +21,7 @@ pub(crate) struct Live {
     total: u64,
     extents: u64,
     lost: u64,
+    memory: usize,
 }
 
 impl Live {
@@ -46,6 +49,16 @@ impl Live {
     /// Extents of all distinct nodes.
     pub(crate) fn extents(&self) -> u64 {
         self.extents
+    }
+
+    /// Bytes of memory of all distinct nodes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory as u64
+    }
+
+    fn resize(&mut self, from: usize, to: usize) {
+        let rest = self.memory.checked_sub(from);
+        self.memory = rest.expect("memory that was told of before") + to;
     }
 }
 
@@ -81,10 +94,18 @@ impl Account<Mapped> for Live {
         self.lost += bytes;
         self.extents -= 1;
     }
+
+    fn resize(&mut self, from: usize, to: usize) {
+        Live::resize(self, from, to);
+    }
 }
 
 impl Account<Zeroed> for Live {
     fn gain(&mut self, _entry: &Zeroed) {}
 
     fn lose(&mut self, _entry: &Zeroed) {}
+
+    fn resize(&mut self, from: usize, to: usize) {
+        Live::resize(self, from, to);
+    }
 }

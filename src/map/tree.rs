@@ -2,8 +2,8 @@
 //! O(log n).
 //!
 //! It alone knows how trees share structure: a clone shares every node, and a change copies only
-//! the nodes on its path. Leaves are sized to what they hold, so that memory stays close to the
-//! entries' own size.
+//! the nodes on its path. Leaves are sized to what they hold, and entries to what tells them from
+//! others of their leaf.
 //!
 //! Invariants:
 //! 1. Entries are in order, not empty, and do not overlap. No node is empty; an empty tree has
@@ -23,12 +23,15 @@
 //! (`map`), and how nodes look on disk (`log`).
 
 mod dump;
+mod entries;
 mod node;
 mod pass;
 
 pub(crate) use dump::{Loader, NodeRef};
+pub(crate) use entries::Numbers;
 
-use node::{Change, Child, Inner, Leaf, Link, first_behind};
+use entries::Entries;
+use node::{Change, Child, Inner, Leaf, Link};
 use std::cell::Ref;
 
 /// An interval and what is true of it.
@@ -41,9 +44,13 @@ pub(crate) trait Entry: Copy + 'static {
     fn slice(&self, start: u64, end: u64) -> Self;
     /// One entry for both, if `next` continues this one exactly.
     fn join(&self, next: &Self) -> Option<Self>;
+    /// What it is in numbers, of which the first is its start. A leaf stores these.
+    fn numbers(&self) -> Numbers;
+    /// The inverse of [`Entry::numbers`].
+    fn from_numbers(numbers: Numbers) -> Self;
 }
 
-/// Is told of every entry that begins or ceases to exist in some node.
+/// Is told of every entry that begins or ceases to exist in some node, and of the leaves' memory.
 ///
 /// An entry of a node that many trees share counts once; when a shared leaf is copied because one
 /// of its owners changes it, its entries are gained again.
@@ -52,6 +59,8 @@ pub(crate) trait Account<E> {
     fn gain(&mut self, entry: &E);
     /// One node less holds `entry`.
     fn lose(&mut self, entry: &E);
+    /// A leaf took `from` bytes of memory and takes `to`: none before it begins, none when it ends.
+    fn resize(&mut self, _from: usize, _to: usize) {}
 }
 
 /// For trees whose entries nobody counts.
@@ -90,7 +99,7 @@ impl<E: Entry> Tree<E> {
         assert!(entry.start() < entry.end(), "an entry is never empty");
         let Some(root) = &self.root else {
             account.gain(&entry);
-            self.root = Some(Link::leaf(vec![entry]));
+            self.root = Some(Link::leaf(&[entry], account));
             return;
         };
         let place = root.descend(entry.start());
@@ -135,11 +144,10 @@ impl<E: Entry> Tree<E> {
         let root = self.root.as_ref()?;
         let place = root.descend(at);
         let entries = place.leaf.entries.borrow();
-        let index = first_behind(&entries, at);
-        match entries.get(index) {
-            Some(&entry) => Some(entry),
+        match entries.get(entries.first_behind(at)) {
+            Some(entry) => Some(entry),
             None if place.limit == u64::MAX => None,
-            None => Some(root.descend(place.limit).leaf.entries.borrow()[0]),
+            None => root.descend(place.limit).leaf.entries.borrow().get(0),
         }
     }
 
@@ -193,7 +201,7 @@ impl<E: Entry> Tree<E> {
         let Some(root) = &mut self.root else {
             if let Some(entry) = change.entry {
                 account.gain(&entry);
-                self.root = Some(Link::leaf(vec![entry]));
+                self.root = Some(Link::leaf(&[entry], account));
             }
             return;
         };
@@ -230,7 +238,7 @@ impl<E: Entry> Tree<E> {
 /// costs no allocation.
 pub(crate) struct Range<'a, E> {
     tree: &'a Tree<E>,
-    leaf: Option<Ref<'a, Vec<E>>>,
+    leaf: Option<Ref<'a, Entries<E>>>,
     index: usize,
     /// Where the next leaf starts; `u64::MAX` if there is none.
     limit: u64,
@@ -243,8 +251,8 @@ impl<E: Entry> Range<'_, E> {
     fn seek(&mut self, at: u64) {
         let Some(root) = &self.tree.root else { return };
         let place = root.descend(at);
-        let leaf: Ref<'_, Vec<E>> = place.leaf.entries.borrow();
-        self.index = first_behind(&leaf, at);
+        let leaf = place.leaf.entries.borrow();
+        self.index = leaf.first_behind(at);
         self.limit = place.limit;
         self.leaf = Some(leaf);
     }
@@ -256,7 +264,7 @@ impl<E: Entry> Iterator for Range<'_, E> {
     fn next(&mut self) -> Option<E> {
         loop {
             let leaf = self.leaf.as_ref()?;
-            if let Some(&entry) = leaf.get(self.index) {
+            if let Some(entry) = leaf.get(self.index) {
                 let start = entry.start().max(self.start);
                 let end = entry.end().min(self.end);
                 if start < end {
@@ -281,7 +289,7 @@ impl<E: Entry> Iterator for Range<'_, E> {
 impl<E: Entry> Leaf<E> {
     /// Where its first entry starts.
     fn first(&self) -> u64 {
-        self.entries.borrow()[0].start()
+        self.entries.borrow().first()
     }
 }
 

@@ -187,7 +187,7 @@ impl<D: Driver> Shard<D> {
         stats.segments_free =
             state.segments.files_free() as u64 + u64::from(state.space.has_spare());
         stats.extents = state.map.live.extents();
-        stats.map_bytes = state.map.live.extents() * size_of::<crate::map::extent::Mapped>() as u64;
+        stats.map_bytes = state.map.live.memory();
         stats.stalled_writers = state.space.stalled() as u64;
         stats.shards_poisoned = u64::from(state.commit.poison.is_some());
         if let Some(tier) = &state.tier {

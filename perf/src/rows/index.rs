@@ -1,7 +1,7 @@
 //! index: what the map takes in memory, for pages written at random and for pages in order.
 //!
-//! An extent takes the same memory whatever its length is, so the random ones are 64 bytes at the
-//! beginnings of pages: no two can be joined, and the disk does not become the limit. Beside the
+//! The random ones are 64 bytes at the beginnings of pages: no two can be joined, and the disk does
+//! not become the limit. Whole pages take less, for their places are told in pages. Beside the
 //! engine's own figure stands what the process grew by, which includes what else it took for them
 //! and is the upper bound. How long a lookup takes is in `benches/pure.rs`: a caller cannot tell it
 //! from the rest.

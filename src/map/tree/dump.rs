@@ -69,7 +69,7 @@ impl<E: Entry> Dump<'_, E> {
         }
         let indices = match link {
             Link::Leaf(leaf) => {
-                let entries = leaf.entries.borrow();
+                let entries: Vec<E> = leaf.entries.borrow().iter().collect();
                 let pieces = entries.chunks(even(entries.len(), LEAF_MAX));
                 self.emit_all(pieces.map(NodeRef::Leaf))
             }
@@ -131,12 +131,9 @@ impl<E: Entry> Loader<E> {
             return Err("more nodes than indices");
         }
         let loaded = match node {
-            NodeRef::Leaf(entries) => load_leaf(entries)?,
+            NodeRef::Leaf(entries) => load_leaf(entries, account)?,
             NodeRef::Inner(indices) => self.load_inner(indices)?,
         };
-        if let NodeRef::Leaf(entries) = node {
-            entries.iter().for_each(|entry| account.gain(entry));
-        }
         self.nodes.push(loaded);
         Ok(())
     }
@@ -190,7 +187,10 @@ impl<E: Entry> Loader<E> {
     }
 }
 
-fn load_leaf<E: Entry>(entries: &[E]) -> Result<Loaded<E>, &'static str> {
+fn load_leaf<E: Entry>(
+    entries: &[E],
+    account: &mut impl Account<E>,
+) -> Result<Loaded<E>, &'static str> {
     let last = entries.last().ok_or("a leaf without entries")?;
     if entries.iter().any(|entry| entry.start() >= entry.end()) {
         return Err("an empty entry");
@@ -198,8 +198,9 @@ fn load_leaf<E: Entry>(entries: &[E]) -> Result<Loaded<E>, &'static str> {
     if entries.windows(2).any(|two| two[0].end() > two[1].start()) {
         return Err("entries out of order");
     }
+    entries.iter().for_each(|entry| account.gain(entry));
     Ok(Loaded {
-        link: Link::leaf(entries.to_vec()),
+        link: Link::leaf(entries, account),
         end: last.end(),
         height: 0,
     })

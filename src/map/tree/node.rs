@@ -12,14 +12,15 @@
 //! Deliberately not here: entries that reach over several leaves (`Tree::insert` cuts them free
 //! first), and stamps but for clearing them (`pass`, `dump`).
 
-use super::{Account, Entry};
+use super::{Account, Entries, Entry};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Entries of a leaf. A leaf costs about 150 bytes beside its entries, and random insertion leaves
-/// it 69 % full: 96 make that 2.3 bytes an entry, and 1,300 bytes to copy for a shared one.
-pub(super) const LEAF_MAX: usize = 96;
+/// Entries of a leaf. A leaf costs about 200 bytes beside its entries, and random insertion leaves
+/// it 69 % full: 128 make that 2.3 bytes an entry, beside the four to six that a page takes itself.
+/// More would save less than a byte, and each is counted when a shared leaf is copied.
+pub(super) const LEAF_MAX: usize = 128;
 
 /// A third: far enough from half that a leaf just split is not merged again at once.
 pub(super) const LEAF_MIN: usize = LEAF_MAX / 3;
@@ -33,6 +34,14 @@ pub(super) const INNER_MIN: usize = INNER_MAX / 3;
 /// By how many items a node's memory grows: doubling would leave a quarter of it unused, and
 /// single steps would move the node at every insertion.
 const GROWTH: usize = 4;
+
+/// Memory of a node beside its own and its list's: the counters of its `Rc`, and for each of two
+/// blocks what the allocator adds, eight bytes and half of its granule of 16.
+pub(super) const NODE_BYTES: usize = 2 * size_of::<usize>() + 2 * 16;
+
+/// A leaf's share in the nodes above it: a [`Child`] of 24 bytes in one that random insertion
+/// leaves 69 % full, and a bit more for that node itself.
+const PLACE_BYTES: usize = 40;
 
 /// The index of a node that was visited and not dumped.
 const NO_INDEX: u32 = u32::MAX;
@@ -72,7 +81,7 @@ impl Stamp {
 
 /// A node of entries. They are in a cell because a rewrite changes them under all who share them.
 pub(super) struct Leaf<E> {
-    pub(super) entries: RefCell<Vec<E>>,
+    pub(super) entries: RefCell<Entries<E>>,
     pub(super) stamp: Stamp,
 }
 
@@ -154,7 +163,10 @@ impl<E: Entry> Child<E> {
 }
 
 impl<E: Entry> Link<E> {
-    pub(super) fn leaf(entries: Vec<E>) -> Link<E> {
+    /// A leaf of entries that the account knows.
+    pub(super) fn leaf(entries: &[E], account: &mut impl Account<E>) -> Link<E> {
+        let entries = Entries::new(entries);
+        account.resize(0, leaf_bytes(&entries));
         Link::Leaf(Rc::new(Leaf {
             entries: RefCell::new(entries),
             stamp: Stamp::default(),
@@ -178,7 +190,7 @@ impl<E: Entry> Link<E> {
     /// Where the first entry starts; the node is not empty.
     pub(super) fn first(&self) -> u64 {
         match self {
-            Link::Leaf(leaf) => leaf.entries.borrow()[0].start(),
+            Link::Leaf(leaf) => leaf.first(),
             Link::Inner(inner) => inner.children[0].first,
         }
     }
@@ -225,9 +237,10 @@ impl<E: Entry> Link<E> {
     pub(super) fn release(self, account: &mut impl Account<E>) {
         match self {
             Link::Leaf(leaf) => {
-                let entries = Rc::into_inner(leaf).map(|leaf| leaf.entries.into_inner());
-                for entry in entries.iter().flatten() {
-                    account.lose(entry);
+                if let Some(leaf) = Rc::into_inner(leaf) {
+                    let entries = leaf.entries.into_inner();
+                    entries.iter().for_each(|entry| account.lose(&entry));
+                    account.resize(leaf_bytes(&entries), 0);
                 }
             }
             Link::Inner(inner) => {
@@ -361,10 +374,10 @@ fn balance<E: Entry>(children: &mut Vec<Child<E>>, index: usize, account: &mut i
     let siblings = match (&mut children[left].link, right) {
         (Link::Leaf(left), Link::Leaf(right)) => {
             let entries = own_leaf(left, account);
-            let mut more = take_leaf(right, account);
-            entries.reserve_exact(more.len());
-            entries.append(&mut more);
-            split_leaf(entries, false)
+            let more = take_leaf(right, account);
+            account.resize(leaf_bytes(&more), 0);
+            let all = entries.iter().chain(more.iter()).collect();
+            fill_leaf(entries, all, false, account)
         }
         (Link::Inner(left), Link::Inner(right)) => {
             let joined = &mut own_inner(left).children;
@@ -384,101 +397,72 @@ fn balance<E: Entry>(children: &mut Vec<Child<E>>, index: usize, account: &mut i
 }
 
 fn change_leaf<E: Entry>(
-    entries: &mut Vec<E>,
+    entries: &mut Entries<E>,
     change: &Change<E>,
     account: &mut impl Account<E>,
 ) -> Changed<E> {
     let count = entries.len();
     let behind = edit(entries, change, account);
     let is_append = change.entry.is_some() && behind == entries.len();
+    let siblings = match entries.len() > LEAF_MAX {
+        true => fill_leaf(entries, entries.iter().collect(), is_append, account),
+        false => Vec::new(),
+    };
     Changed {
         is_smaller: entries.len() < count,
-        siblings: split_leaf(entries, is_append),
+        siblings,
     }
 }
 
 /// Makes a change in a list of entries. Returns the index behind the last entry that is new.
 fn edit<E: Entry>(
-    entries: &mut Vec<E>,
+    entries: &mut Entries<E>,
     change: &Change<E>,
     account: &mut impl Account<E>,
 ) -> usize {
-    let mut low = first_behind(entries, change.start);
-    let is_reached = |entry: &&E| entry.start() < change.end;
-    let mut high = low + entries[low..].iter().take_while(is_reached).count();
-    let cut = &entries[low..high];
-    let mut left = cut
-        .first()
+    let mut low = entries.first_behind(change.start);
+    let reached = entries.iter_from(low);
+    let reached = reached.take_while(|entry| entry.start() < change.end);
+    let mut high = low + reached.count();
+    let cut = |index: usize| entries.get(index).filter(|_| low < high);
+    let mut left = cut(low)
         .filter(|first| first.start() < change.start)
         .map(|first| first.slice(first.start(), change.start));
-    let mut right = cut
-        .last()
+    let mut right = cut(high.wrapping_sub(1))
         .filter(|last| last.end() > change.end)
         .map(|last| last.slice(change.end, last.end()));
     let middle = change.entry.map(|entry| {
         let mut whole = entry;
-        let neighbour = low.checked_sub(1);
+        let before = low.checked_sub(1).and_then(|index| entries.get(index));
         if let Some(joined) = left.and_then(|left| left.join(&whole)) {
             (whole, left) = (joined, None);
-        } else if let Some(joined) = neighbour.and_then(|index| entries[index].join(&whole)) {
+        } else if let Some(joined) = before.and_then(|before| before.join(&whole)) {
             (whole, low) = (joined, low - 1);
         }
-        let neighbour = entries.get(high);
+        let behind = entries.get(high);
         if let Some(joined) = right.and_then(|right| whole.join(&right)) {
             (whole, right) = (joined, None);
-        } else if let Some(joined) = neighbour.and_then(|next| whole.join(next)) {
+        } else if let Some(joined) = behind.and_then(|behind| whole.join(&behind)) {
             (whole, high) = (joined, high + 1);
         }
         whole
     });
-    let mut parts = [left, middle, right];
-    parts.sort_by_key(Option::is_none);
-    replace(entries, low, high, parts, account)
-}
-
-/// The index of the first entry that ends behind position `at`.
-pub(super) fn first_behind<E: Entry>(entries: &[E], at: u64) -> usize {
-    let index = entries.partition_point(|entry| entry.start() <= at);
-    match index.checked_sub(1) {
-        Some(before) if entries[before].end() > at => before,
-        _ => index,
-    }
-}
-
-/// Puts `parts`, of which those that are there come first, in the place of `[low, high)`.
-fn replace<E: Entry>(
-    entries: &mut Vec<E>,
-    low: usize,
-    high: usize,
-    parts: [Option<E>; 3],
-    account: &mut impl Account<E>,
-) -> usize {
-    let new = parts.iter().flatten().count();
-    parts.iter().flatten().for_each(|entry| account.gain(entry));
-    entries[low..high]
-        .iter()
-        .for_each(|entry| account.lose(entry));
-    make_room(entries, new.saturating_sub(high - low));
-    for (index, part) in parts.into_iter().flatten().enumerate() {
-        match low + index < high {
-            true => entries[low + index] = part,
-            false => entries.insert(low + index, part),
-        }
-    }
-    if low + new < high {
-        entries.drain(low + new..high);
-        if entries.capacity() - entries.len() > 2 * GROWTH {
-            entries.shrink_to(entries.len() + GROWTH);
-        }
-    }
-    low + new
+    let parts = [left, middle, right];
+    let new = parts.iter().flatten();
+    new.clone().for_each(|entry| account.gain(entry));
+    let old = entries.iter_from(low).take(high - low);
+    old.for_each(|entry| account.lose(&entry));
+    let before = leaf_bytes(entries);
+    entries.replace(low..high, new.clone().copied());
+    account.resize(before, leaf_bytes(entries));
+    low + new.count()
 }
 
 /// The entries of a leaf, for a change: a leaf that others share is copied.
 fn own_leaf<'a, E: Entry>(
     leaf: &'a mut Rc<Leaf<E>>,
     account: &mut impl Account<E>,
-) -> &'a mut Vec<E> {
+) -> &'a mut Entries<E> {
     if Rc::strong_count(leaf) > 1 {
         let entries = copy_leaf(leaf, account);
         *leaf = Rc::new(Leaf {
@@ -504,7 +488,7 @@ fn own_inner<E: Entry>(inner: &mut Rc<Inner<E>>) -> &mut Inner<E> {
     inner
 }
 
-fn take_leaf<E: Entry>(leaf: Rc<Leaf<E>>, account: &mut impl Account<E>) -> Vec<E> {
+fn take_leaf<E: Entry>(leaf: Rc<Leaf<E>>, account: &mut impl Account<E>) -> Entries<E> {
     match Rc::try_unwrap(leaf) {
         Ok(leaf) => leaf.entries.into_inner(),
         Err(shared) => copy_leaf(&shared, account),
@@ -518,10 +502,12 @@ fn take_inner<E: Entry>(inner: Rc<Inner<E>>) -> Vec<Child<E>> {
     }
 }
 
-fn copy_leaf<E: Entry>(leaf: &Leaf<E>, account: &mut impl Account<E>) -> Vec<E> {
+fn copy_leaf<E: Entry>(leaf: &Leaf<E>, account: &mut impl Account<E>) -> Entries<E> {
     let entries = leaf.entries.borrow();
-    entries.iter().for_each(|entry| account.gain(entry));
-    entries.clone()
+    entries.iter().for_each(|entry| account.gain(&entry));
+    let copy = entries.clone();
+    account.resize(0, leaf_bytes(&copy));
+    copy
 }
 
 fn copy_inner<E: Entry>(inner: &Inner<E>) -> Vec<Child<E>> {
@@ -532,13 +518,27 @@ fn copy_inner<E: Entry>(inner: &Inner<E>) -> Vec<Child<E>> {
     inner.children.iter().map(copy).collect()
 }
 
-fn split_leaf<E: Entry>(entries: &mut Vec<E>, is_append: bool) -> Vec<Child<E>> {
-    if entries.len() <= LEAF_MAX {
-        return Vec::new();
-    }
-    let pieces = split(entries, LEAF_MAX, is_append);
-    let leaves = pieces.into_iter().map(Link::leaf);
+/// Makes `all` the entries of a leaf, and siblings that follow it of what is too much for one.
+fn fill_leaf<E: Entry>(
+    entries: &mut Entries<E>,
+    mut all: Vec<E>,
+    is_append: bool,
+    account: &mut impl Account<E>,
+) -> Vec<Child<E>> {
+    let before = leaf_bytes(entries);
+    let pieces = split(&mut all, LEAF_MAX, is_append);
+    *entries = Entries::new(&all);
+    account.resize(before, leaf_bytes(entries));
+    let leaves = pieces.iter().map(|piece| Link::leaf(piece, account));
     leaves.map(Child::new).collect()
+}
+
+/// Memory of a leaf of such entries; one without any is about to go and counts as gone.
+pub(super) fn leaf_bytes<E: Entry>(entries: &Entries<E>) -> usize {
+    match entries.is_empty() {
+        true => 0,
+        false => NODE_BYTES + size_of::<Leaf<E>>() + PLACE_BYTES + entries.capacity_bytes(),
+    }
 }
 
 fn split_inner<E: Entry>(children: &mut Vec<Child<E>>, is_append: bool) -> Vec<Child<E>> {

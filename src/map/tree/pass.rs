@@ -9,20 +9,12 @@
 //!
 //! Deliberately not here: which trees there are, and in which order to go over them.
 
-use super::node::{Inner, Leaf, Link};
-use super::{Account, Entry, Tree};
+use super::node::{Inner, Leaf, Link, leaf_bytes};
+use super::{Account, Entries, Entry, Tree};
 use std::rc::Rc;
 
 /// The stamp of a node that no pass has seen.
 const NO_PASS: u64 = 0;
-
-/// What the allocator adds to a block: eight bytes of its own, and half of its granule of 16.
-#[cfg(test)]
-const BLOCK_BYTES: usize = 16;
-
-/// The two counters of an `Rc`.
-#[cfg(test)]
-const SHARE_BYTES: usize = 16;
 
 /// What a rewrite returns: whether it pushed a replacement, or leaves the entry as it is.
 pub(crate) type Rewrite<'a, E> = dyn FnMut(&E, &mut Vec<E>) -> bool + 'a;
@@ -39,7 +31,10 @@ impl<E: Entry> Tree<E> {
         leaves_max: usize,
         visit: &mut dyn FnMut(&E),
     ) -> Option<u64> {
-        let mut visit_leaf = |leaf: &Leaf<E>| leaf.entries.borrow().iter().for_each(&mut *visit);
+        let mut visit_leaf = |leaf: &Leaf<E>| {
+            let entries = leaf.entries.borrow();
+            entries.iter().for_each(|entry| visit(&entry));
+        };
         self.walk(pass, from, leaves_max, &mut visit_leaf)
     }
 
@@ -154,14 +149,14 @@ impl<E: Entry> Fresh<E> {
         self.entries.clear();
         for entry in leaf.entries.borrow().iter() {
             self.pushed.clear();
-            if rewrite(entry, &mut self.pushed) {
-                assert_covers(&self.pushed, entry);
-                self.lost.push(*entry);
+            if rewrite(&entry, &mut self.pushed) {
+                assert_covers(&self.pushed, &entry);
+                self.lost.push(entry);
                 for index in 0..self.pushed.len() {
                     self.push(self.pushed[index], true, account);
                 }
             } else {
-                self.push(*entry, false, account);
+                self.push(entry, false, account);
             }
         }
         self.settle(account);
@@ -169,11 +164,10 @@ impl<E: Entry> Fresh<E> {
             return;
         }
         self.lost.drain(..).for_each(|entry| account.lose(&entry));
-        let mut entries = leaf.entries.borrow_mut();
-        entries.clear();
-        entries.shrink_to(self.entries.len());
-        entries.reserve_exact(self.entries.len());
-        entries.extend_from_slice(&self.entries);
+        let new = Entries::new(&self.entries);
+        let new_bytes = leaf_bytes(&new);
+        let old = leaf.entries.replace(new);
+        account.resize(leaf_bytes(&old), new_bytes);
     }
 
     fn push(&mut self, entry: E, is_new: bool, account: &mut impl Account<E>) {
@@ -213,21 +207,20 @@ fn assert_covers<E: Entry>(parts: &[E], whole: &E) {
 
 #[cfg(test)]
 fn heap_bytes<E: Entry>(link: &Link<E>, pass: u64) -> usize {
+    use super::node::NODE_BYTES;
     if link.stamp().is(pass) {
         return 0;
     }
     link.stamp().visit(pass);
-    let list = 2 * BLOCK_BYTES + SHARE_BYTES;
     match link {
         Link::Leaf(leaf) => {
-            let capacity = leaf.entries.borrow().capacity();
-            list + size_of::<Leaf<E>>() + capacity * size_of::<E>()
+            NODE_BYTES + size_of::<Leaf<E>>() + leaf.entries.borrow().capacity_bytes()
         }
         Link::Inner(inner) => {
             let own = inner.children.capacity() * size_of::<super::Child<E>>();
             let children = inner.children.iter();
             let below: usize = children.map(|child| heap_bytes(&child.link, pass)).sum();
-            list + size_of::<Inner<E>>() + own + below
+            NODE_BYTES + size_of::<Inner<E>>() + own + below
         }
     }
 }
