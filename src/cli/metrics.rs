@@ -147,9 +147,11 @@ impl Figures {
         let bytes = Some(&Unit::Bytes);
         let help = "Bytes in the read buffer.";
         sheet.gauge("read_buffer", help, bytes, stats.read_buffer_used)?;
+        let misses = ["read_local", "read_remote"].map(|op| self.latency.count(op));
+        let misses = misses.iter().sum();
         let requests = [
             ([("result", "hit")], self.latency.count("read_hit")),
-            ([("result", "miss")], self.latency.count("read_local")),
+            ([("result", "miss")], misses),
         ];
         let help = "Reads that the buffer served on the caller's thread, and all others.";
         sheet.counters("read_buffer_requests", help, None, &requests)?;

@@ -58,6 +58,10 @@ impl<D: Driver> Shard<D> {
 
     fn note(&self, op: Op, at: Nanos, succeeded: bool, spent: &Spent) {
         let now = self.now();
+        let op = match op {
+            Op::ReadLocal if spent.has(Stage::Fetch) => Op::ReadRemote,
+            op => op,
+        };
         let ended = match succeeded {
             true => Ended::Answered,
             false => Ended::Failed,

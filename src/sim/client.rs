@@ -393,6 +393,10 @@ impl Client {
         match answer {
             Ok(()) => {
                 self.shared.succeed(op);
+                if !self.store.has_remote() {
+                    // There was nothing to wait for.
+                    return;
+                }
                 let mut model = self.shared.model.borrow_mut();
                 for payload in payloads {
                     model.flushed(payload, since);

@@ -14,7 +14,10 @@ use std::time::Duration;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Op {
     ReadHit,
+    /// From this machine alone.
     ReadLocal,
+    /// With bytes that had to be fetched from the remote.
+    ReadRemote,
     Write,
     Flush,
     Truncate,
@@ -27,9 +30,10 @@ pub(crate) enum Op {
 
 impl Op {
     /// In the order of the variants.
-    const NAMES: [&'static str; 10] = [
+    const NAMES: [&'static str; 11] = [
         "read_hit",
         "read_local",
+        "read_remote",
         "write",
         "flush",
         "truncate",
@@ -89,6 +93,11 @@ impl Spent {
         let span = u32::try_from(span.as_micros()).unwrap_or(u32::MAX);
         let sum = &mut self.0[stage as usize];
         *sum = sum.saturating_add(span);
+    }
+
+    /// Whether it has spent any time in a stage.
+    pub(crate) fn has(&self, stage: Stage) -> bool {
+        self.0[stage as usize] > 0
     }
 
     /// What most of an operation went into that took so long. Parts that were read at once add up.

@@ -32,7 +32,7 @@ fn stages_of_the_remote_and_of_the_upkeep_are_told() {
         assert_eq!(after.count("fetch") - before.count("fetch"), 1);
         assert_eq!(after.count("device_read"), before.count("device_read"));
         let total = |name| after.total(name) - before.total(name);
-        let (read, fetch) = (total("read_local"), total("fetch"));
+        let (read, fetch) = (total("read_remote"), total("fetch"));
         assert!(fetch <= read && fetch > read / 2, "{fetch:?} {read:?}");
         all_of(&after, after.stages())
     };
@@ -97,6 +97,6 @@ fn what_is_slow_by_the_remote_says_so() {
     rig.run(store.evict(&on(0, 0))).unwrap();
     rig.read(&store, &on(0, 0), 4096).unwrap();
     let read = latency(&rig, &store);
-    assert_eq!(read.slow_by("read_local", "fetch"), 1, "{read:?}");
-    assert_eq!(read.slow("read_local"), 1);
+    assert_eq!(read.slow_by("read_remote", "fetch"), 1, "{read:?}");
+    assert_eq!(read.slow("read_remote"), 1);
 }
