@@ -161,23 +161,34 @@ pub(crate) enum Ended {
 /// Longest latency that is told apart, in nanoseconds; longer ones count as this. One minute.
 const LATENCY_MAX_NS: u64 = 60_000_000_000;
 
-/// What is known of the things of one name. Two digits, always on: 30 KiB.
-#[derive(Clone)]
+/// What is known of the things of one name.
+#[derive(Clone, Default)]
 struct Series {
-    spans: Histogram<u64>,
+    /// Two digits: 30 KiB, from the first one on.
+    spans: Option<Histogram<u64>>,
     failed: u64,
     given_up: u64,
 }
 
 impl Series {
     fn record(&mut self, span: Duration, ended: Ended) {
-        let span = (span.as_nanos() as u64).max(1);
-        self.spans.saturating_record(span);
+        self.add(span.as_nanos() as u64, 1);
         match ended {
             Ended::Answered => {}
             Ended::Failed => self.failed += 1,
             Ended::GivenUp => self.given_up += 1,
         }
+    }
+
+    /// So many more took so many nanoseconds.
+    fn add(&mut self, span: u64, count: u64) {
+        let span = span.clamp(1, LATENCY_MAX_NS);
+        self.spans_mut().saturating_record_n(span, count);
+    }
+
+    fn spans_mut(&mut self) -> &mut Histogram<u64> {
+        let fresh = || Histogram::new_with_bounds(1, LATENCY_MAX_NS, 2).expect("bounds are valid");
+        self.spans.get_or_insert_with(fresh)
     }
 }
 
@@ -191,16 +202,8 @@ struct Group {
 
 impl Group {
     fn new(names: &'static [&'static str]) -> Group {
-        let spans = || Histogram::new_with_bounds(1, LATENCY_MAX_NS, 2).expect("bounds are valid");
-        let fresh = |_: &&str| Series {
-            spans: spans(),
-            failed: 0,
-            given_up: 0,
-        };
-        Group {
-            names,
-            series: names.iter().map(fresh).collect(),
-        }
+        let series = vec![Series::default(); names.len()];
+        Group { names, series }
     }
 
     fn find(&self, name: &str) -> Option<&Series> {
@@ -210,8 +213,10 @@ impl Group {
 
     fn merge(&mut self, other: &Group) {
         for (mine, theirs) in self.series.iter_mut().zip(&other.series) {
-            let added = mine.spans.add(&theirs.spans);
-            added.expect("all histograms have the same bounds");
+            if let Some(spans) = &theirs.spans {
+                let added = mine.spans_mut().add(spans);
+                added.expect("all histograms have the same bounds");
+            }
             mine.failed += theirs.failed;
             mine.given_up += theirs.given_up;
         }
@@ -313,9 +318,7 @@ impl LatencySnapshot {
 
     /// So many more of an operation took so many nanoseconds.
     pub(crate) fn add(&mut self, op: Op, span: u64, count: u64) {
-        let span = span.clamp(1, LATENCY_MAX_NS);
-        let series = &mut self.operations.series[op as usize];
-        series.spans.saturating_record_n(span, count);
+        self.operations.series[op as usize].add(span, count);
     }
 
     /// These are the requests that were made of the remote.
@@ -330,8 +333,7 @@ impl LatencySnapshot {
 
     /// The spans of what was counted at least once.
     fn spans(&self, name: &str) -> Option<&Histogram<u64>> {
-        let spans = &self.series(name)?.spans;
-        (!spans.is_empty()).then_some(spans)
+        self.series(name)?.spans.as_ref()
     }
 
     /// Names of the operations that are told apart.
