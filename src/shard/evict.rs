@@ -49,6 +49,8 @@ pub(super) struct Retention {
 /// What eviction depends on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Progress {
+    /// Whether it may happen at all.
+    allowed: bool,
     published: Lsn,
     covered: SegmentId,
     changes: u64,
@@ -135,6 +137,7 @@ impl State {
 
     fn progress(&self) -> Progress {
         Progress {
+            allowed: self.may_evict(),
             published: self
                 .tier
                 .as_ref()
@@ -214,18 +217,23 @@ impl<D: Driver> Shard<D> {
         if uncovered {
             self.checkpoint_anyway().await?;
         }
-        let is_read = {
+        let only_read = {
             let mut state = self.state();
-            let goes = |held: &&Rc<Held>| state.may_be_evicted(held) && !barred.contains(&held.id);
-            let found = state.segments.iter().find(goes).cloned();
-            if found.is_none() && state.progress() == progress {
+            let may_evict = state.may_evict();
+            let goes = |held: &&Rc<Held>| {
+                may_evict && state.may_be_evicted(held) && !barred.contains(&held.id)
+            };
+            let left = state.segments.iter().filter(goes);
+            let some_unread = left.map(Held::is_unread).reduce(|a, b| a || b);
+            if some_unread.is_none() && state.progress() == progress {
                 let is_barred = state.segments.iter().any(|held| state.is_evictable(held));
                 state.retention.futile = Some(progress);
                 state.retention.is_barred = is_barred;
             }
-            found.is_some_and(|held| !held.is_unread())
+            some_unread == Some(false)
         };
-        if is_read {
+        if only_read {
+            mark("eviction waits for readers");
             self.0.driver.sleep(READ_PAUSE).await;
         }
         Ok(())

@@ -270,11 +270,7 @@ impl<D: Driver> Shard<D> {
     /// A store at rest asks nothing of its remote; whoever asks for its health is to hear of it all
     /// the same, the next time.
     pub(super) async fn look_at_remote(&self) {
-        let client = {
-            let state = self.0.state.borrow();
-            state.tier.as_ref().map(|tier| tier.client.clone())
-        };
-        if let Some(client) = client {
+        if let Some(client) = self.client() {
             client.look().await;
         }
     }

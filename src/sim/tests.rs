@@ -46,7 +46,7 @@ const TEETH: [(&str, Press, u64); 26] = [
     ("delete_before_checkpoint", Press::Remote, 40),
     ("directory_not_synced", Press::No, 40),
     ("dropped_read_frees_buffer", Press::Reads, 40),
-    ("evict_before_upload", Press::Evictions, 200),
+    ("evict_before_upload", Press::Evictions, 40),
     ("fetched_over_newer", Press::Remote, 600),
     ("free_before_checkpoint", Press::No, 120),
     ("free_what_is_moved_to", Press::Remote, 200),
@@ -71,7 +71,7 @@ fn pressed(seed: u64, press: Press) -> Plan {
     match press {
         Press::No | Press::Remote => return plan,
         Press::Evictions => {
-            let segments = 6 * plan.settings.shards;
+            let segments = 5 * plan.settings.shards;
             plan.settings.local_bytes = segments * plan.settings.segment_bytes;
             return plan;
         }

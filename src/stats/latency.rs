@@ -228,13 +228,7 @@ pub(crate) struct Latencies(LatencySnapshot);
 
 impl Latencies {
     pub(crate) fn new() -> Latencies {
-        Latencies(LatencySnapshot {
-            requests: Group {
-                names: &Verb::NAMES,
-                series: Vec::new(),
-            },
-            ..LatencySnapshot::empty()
-        })
+        Latencies(LatencySnapshot::empty())
     }
 
     pub(crate) fn record(&mut self, op: Op, from: Nanos, to: Nanos, ended: Ended) {

@@ -111,8 +111,13 @@ impl Health {
         now.since(Nanos(self.heard.load(Ordering::Acquire)))
     }
 
-    pub(super) fn note_success(&self, way: Way, now: Nanos) {
+    /// It has answered, or was seen not to.
+    pub(super) fn note_heard(&self, now: Nanos) {
         self.heard.store(now.0, Ordering::Release);
+    }
+
+    pub(super) fn note_success(&self, way: Way, now: Nanos) {
+        self.note_heard(now);
         let track = self.track(way);
         track.failures.store(0, Ordering::Release);
         if track.bad.swap(false, Ordering::AcqRel) {
@@ -122,7 +127,7 @@ impl Health {
 
     /// Whether this failure has turned the way bad.
     pub(super) fn note_failure(&self, way: Way, why: &Failure, now: Nanos) -> bool {
-        self.heard.store(now.0, Ordering::Release);
+        self.note_heard(now);
         let track = self.track(way);
         let failures = track.failures.fetch_add(1, Ordering::AcqRel) + 1;
         *track.why.lock() = why.message.clone();

@@ -35,10 +35,11 @@ impl<R: Runtime> Service<R> {
                 match service.probe(way).await {
                     Err(failure) => service.note_failure(way, &failure),
                     Ok(()) => {
+                        let now = service.0.runtime.now();
                         // That small things succeed excuses no large ones that fail.
-                        if service.0.health.is_bad(way) {
-                            let now = service.0.runtime.now();
-                            service.0.health.note_success(way, now);
+                        match service.0.health.is_bad(way) {
+                            true => service.0.health.note_success(way, now),
+                            false => service.0.health.note_heard(now),
                         }
                         break;
                     }

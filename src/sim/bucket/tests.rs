@@ -127,12 +127,17 @@ impl Rig {
         self.disk.borrow().set_faults(faults);
     }
 
-    fn write(&self, store: &Store, id: &PayloadId, fill: u8, len: usize) {
+    fn try_write(&self, store: &Store, id: &PayloadId, fill: u8, len: usize) -> Result<()> {
         let write = async {
             store.write_at(id, 0, Bytes::from(vec![fill; len])).await?;
             store.flush(id).await
         };
-        self.run(write).expect("it is written");
+        self.run(write).map(|_| ())
+    }
+
+    fn write(&self, store: &Store, id: &PayloadId, fill: u8, len: usize) {
+        let written = self.try_write(store, id, fill, len);
+        written.expect("it is written");
     }
 
     fn read(&self, store: &Store, id: &PayloadId, len: usize) -> Result<Bytes> {
@@ -177,13 +182,8 @@ fn who_waits_for_a_poisoned_shard_is_told() {
     let rig = Rig::new(5, 2);
     let store = behind(&rig);
     rig.fail_writes(1000);
-    let write = async {
-        store
-            .write_at(&on(0, 0), 0, Bytes::from_static(b"x"))
-            .await?;
-        store.flush(&on(0, 0)).await
-    };
-    assert_eq!(kind(rig.run(write)), ErrorKind::Poisoned);
+    let written = rig.try_write(&store, &on(0, 0), b'x', 1);
+    assert_eq!(kind(written), ErrorKind::Poisoned);
     rig.fail_writes(0);
     rig.bucket.set_away(false);
     rig.sleep(30);

@@ -1,6 +1,7 @@
 //! Writers of a store that is nearly full, while the bucket takes less than they could write.
 
-use super::{BucketFaults, Rig, figures, on};
+use super::{BucketFaults, RetentionPolicy, Rig, figures, on};
+use crate::marks::armed::take_hits;
 use crate::store::Store;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -183,5 +184,39 @@ fn bucket_that_does_not_answer_fills_no_store() {
         rig.bucket.set_faults(BucketFaults::default());
         rig.sleep(100);
         rig.run(store.drain_uploads()).expect("it is uploaded");
+    }
+}
+
+// S-25, S-29: what a policy keeps here is no reason to look again and again, nor for ever not to
+#[test]
+fn eviction_that_found_nothing_while_the_bucket_was_away_looks_again() {
+    let mut rig = Rig::new(46, 1);
+    rig.config.local_bytes_max = Some(12 * (64 << 10));
+    let (store, pinned) = (rig.open(), on(0, 0));
+    rig.write(&store, &pinned, 1, 120_000);
+    rig.run(store.evict(&pinned)).expect("it is evicted");
+    rig.read(&store, &pinned, 120_000).expect("it is fetched");
+    rig.sleep(5);
+    let pin = store.set_retention(Some(&pinned), RetentionPolicy::Pin);
+    rig.run(pin).expect("it is set");
+    for nth in 1..4 {
+        rig.write(&store, &on(0, nth), nth as u8, 60_000);
+    }
+    // Its checkpoints cover the others, too: they could go, if the bucket were there.
+    rig.run(store.evict(&on(0, 1))).expect("it is evicted");
+    rig.sleep(30);
+    assert!(figures(&rig, &store).kept_bytes > 0);
+    drop(take_hits());
+    rig.bucket.set_away(true);
+    rig.run(store.health());
+    rig.sleep(30);
+    let full = (4..40).find(|nth| rig.try_write(&store, &on(0, *nth), 4, 60_000).is_err());
+    let full = full.expect("it is limited");
+    // Nobody reads: nothing is to be waited for, but the bucket.
+    assert!(!take_hits().contains_key("eviction waits for readers"));
+    rig.bucket.set_away(false);
+    rig.sleep(30);
+    for nth in full..full + 20 {
+        rig.write(&store, &on(0, nth), 5, 60_000);
     }
 }

@@ -58,13 +58,7 @@ fn coldest_of_three_goes_first() {
 fn fill_up(rig: &Rig, store: &Store, from: usize) -> usize {
     for nth in from..from + 200 {
         let id = on(0, nth);
-        let write = async {
-            store
-                .write_at(&id, 0, Bytes::from(vec![nth as u8; LEN]))
-                .await?;
-            store.flush(&id).await
-        };
-        if let Err(error) = rig.run(write) {
+        if let Err(error) = rig.try_write(store, &id, nth as u8, LEN) {
             assert_eq!(error.kind(), ErrorKind::Full, "{error}");
             return nth;
         }
@@ -256,6 +250,14 @@ fn object_without_a_mapping_goes_and_costs_nothing() {
     }
 }
 
+/// A bucket that never answers.
+fn silent() -> BucketFaults {
+    BucketFaults {
+        hangs: 1000,
+        ..BucketFaults::default()
+    }
+}
+
 // scenario 98
 #[test]
 fn bucket_that_falls_silent_holds_up_no_reader_and_no_close_for_ever() {
@@ -264,11 +266,7 @@ fn bucket_that_falls_silent_holds_up_no_reader_and_no_close_for_ever() {
     let (store, id) = (rig.open(), on(0, 0));
     rig.write(&store, &id, 1, LEN);
     rig.run(store.evict(&id)).expect("it is evicted");
-    let silent = BucketFaults {
-        hangs: 1000,
-        ..BucketFaults::default()
-    };
-    rig.bucket.set_faults(silent);
+    rig.bucket.set_faults(silent());
     let began = rig.universe.now();
     assert_eq!(kind(rig.read(&store, &id, LEN)), ErrorKind::Unavailable);
     let waited = rig.universe.now().since(began);
@@ -305,13 +303,8 @@ fn health_is_that_of_the_worst_tier() {
     rig.bucket.set_away(true);
     assert_eq!(status(), HealthStatus::Degraded);
     rig.fail_writes(1000);
-    let write = async {
-        store
-            .write_at(&on(0, 0), 0, Bytes::from_static(b"x"))
-            .await?;
-        store.flush(&on(0, 0)).await
-    };
-    assert_eq!(kind(rig.run(write)), ErrorKind::Poisoned);
+    let written = rig.try_write(&store, &on(0, 0), b'x', 1);
+    assert_eq!(kind(written), ErrorKind::Poisoned);
     assert_eq!(status(), HealthStatus::Unhealthy);
     rig.bucket.set_away(false);
     assert_eq!(status(), HealthStatus::Unhealthy);
@@ -337,11 +330,7 @@ fn uploads_go_side_by_side() {
 fn opening_does_not_wait_for_a_bucket_that_is_silent() {
     let mut rig = Rig::new(83, 2);
     rig.config.close_timeout = Duration::from_secs(2);
-    let silent = BucketFaults {
-        hangs: 1000,
-        ..BucketFaults::default()
-    };
-    rig.bucket.set_faults(silent);
+    rig.bucket.set_faults(silent());
     let began = rig.universe.now();
     let store = rig.open();
     let took = rig.universe.now().since(began);
