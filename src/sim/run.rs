@@ -507,18 +507,14 @@ impl Run {
         }
         let commits = self.injuries.commits();
         let mut model = self.shared.model.borrow_mut();
-        let mut recovered =
-            |commits: usize| model.recovered(payload, commits, |state| seen.fits(state));
-        // Where a part cannot be read, a state that fits the rest need not be the one that is
-        // there.
-        if (commits == 0 || seen.corrupt.is_empty()) && recovered(0) {
-            return true;
-        }
-        let older = commits > 0 && recovered(commits);
-        if older {
+        let undamaged = model.after_crash(payload, 0);
+        // Reads do not show everything that a state is, so that one from before what damage may
+        // have taken can fit as well as the last one: all that fit stay possible.
+        let found = model.recovered(payload, commits, |state| seen.fits(state));
+        if found && !undamaged.iter().any(|state| seen.fits(state)) {
             crate::marks::mark("commit taken by damage");
         }
-        older
+        found
     }
 
     /// Records of a payload's changes were destroyed: it is deleted, and the model forgets it.
