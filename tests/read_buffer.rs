@@ -76,6 +76,61 @@ fn the_second_read_is_a_hit() {
     });
 }
 
+// scenario 5
+// S-4
+#[test]
+fn what_a_flush_found_in_memory_is_a_hit() {
+    run(async {
+        let (_bench, config) = bench(1, 1 << 20);
+        let store = open(config).await.unwrap();
+        let a = id("a");
+        let mut model = pattern(1, 4 * PAGE + 100).to_vec();
+        let written = Bytes::from(model.clone());
+        store.write_at(&a, 0, written).await.unwrap();
+        assert_eq!(store.stats().await.unwrap().read_buffer_entries, 0);
+        store.flush(&a).await.unwrap();
+        assert_eq!(store.stats().await.unwrap().read_buffer_entries, 5);
+        assert!(is_hit(&store, &a, 0, &model).await);
+
+        // What changes leaves, and comes back with the next flush: alone, where the rest of a page
+        // is at hand.
+        let changed = pattern(2, PAGE);
+        model[2 * PAGE..3 * PAGE].copy_from_slice(&changed);
+        store.write_at(&a, 2 * PAGE as u64, changed).await.unwrap();
+        let punched = 3 * PAGE as u64;
+        store.punch_hole(&a, punched, PAGE as u64).await.unwrap();
+        model[3 * PAGE..4 * PAGE].fill(0);
+        store.flush(&a).await.unwrap();
+        assert_eq!(store.stats().await.unwrap().read_buffer_entries, 4);
+        assert!(is_hit(&store, &a, 0, &model[..3 * PAGE]).await);
+        let (before, clone) = (store.stats().await.unwrap(), id("clone"));
+        store.copy(&a, &clone).await.unwrap();
+        read(&store, &clone, 0, 3 * PAGE).await;
+        let after = store.stats().await.unwrap();
+        assert_eq!(after.device_read_bytes, before.device_read_bytes);
+        store.delete(&clone).await.unwrap();
+        assert!(!is_hit(&store, &a, 0, &model).await, "nothing was written");
+
+        // A part of a page, of which the rest would have to be read.
+        store.evict_read_buffer().await.unwrap();
+        model[5] = 1;
+        let byte = Bytes::from_static(&[1]);
+        store.write_at(&a, 5, byte).await.unwrap();
+        store.flush(&a).await.unwrap();
+        assert_eq!(store.stats().await.unwrap().read_buffer_entries, 0);
+        let bytes = read(&store, &a, 0, model.len()).await;
+        assert_bytes(&bytes, &model, "after all");
+
+        // More than one read copies is left to its readers.
+        let large = id("large");
+        let data = pattern(3, 64 * KIB + 1);
+        store.write_at(&large, 0, data.clone()).await.unwrap();
+        store.flush(&large).await.unwrap();
+        assert!(!is_hit(&store, &large, 0, &data[..PAGE]).await);
+        store.close().await.unwrap();
+    });
+}
+
 // scenario 128
 #[test]
 fn without_a_budget_and_for_what_is_too_large_nothing_is_kept() {

@@ -78,6 +78,8 @@ pub(super) struct Entry {
 pub(crate) enum Origin {
     /// Somebody asked for it.
     Demand,
+    /// It was written and flushed.
+    Flush,
     /// It was read ahead. `edge`: the first page of what was; whoever gets here needs more soon.
     Ahead { edge: bool },
 }
@@ -307,7 +309,7 @@ impl Table {
         };
         let before = cell.replace(entry);
         let (mark, edge) = match origin {
-            Origin::Demand => (FRESH, false),
+            Origin::Demand | Origin::Flush => (FRESH, false),
             Origin::Ahead { edge } => (AHEAD, edge),
         };
         bucket.marks[way].store(mark, Ordering::Relaxed);

@@ -36,14 +36,17 @@ pub(super) const KEPT_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of one read that are copied to be kept: 64 KiB take about 5 us, less than to ask again.
 const COPIED_BYTES_MAX: usize = 64 << 10;
 
+/// A payload of which a flush keeps what was written: as much as one read copies.
+const FLUSHED_BYTES_MAX: u64 = COPIED_BYTES_MAX as u64;
+
 const PAGE_BYTES: u64 = PAGE as u64;
 
 /// Where a part of a planned read comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum From {
     Zeros,
-    /// The log's memory.
-    Memory,
+    /// The log's memory; where in the log it will be.
+    Memory(Location),
     /// The read buffer; where in the log it is.
     Buffer(Location),
     Device(Location),
@@ -183,6 +186,20 @@ impl State {
         Ok((plan, sources))
     }
 
+    /// Plans what a flush keeps of a page: all of it, if none of it has to be read.
+    fn plan_flushed(&self, id: &PayloadId, page: u64) -> Option<(Plan, Sources)> {
+        let number = self.map.number(id)?;
+        let size = self.map.payload(number)?.size;
+        let (first, end) = (page * PAGE_BYTES, size.min((page + 1) * PAGE_BYTES));
+        if first >= end || self.buffer.holds(number, page) {
+            return None;
+        }
+        let planned = self.plan_exactly(id, first, end).ok()?;
+        let is_memory = |source: &Source| matches!(source, Source::Memory(..));
+        let reads = planned.1.iter().any(|it| it.device_bytes() > 0);
+        (!reads && planned.1.iter().any(is_memory)).then_some(planned)
+    }
+
     /// Takes the pages that the read buffer has from what is to be read.
     fn take_resident(&self, plan: &Plan, sources: Sources) -> (Origins, Sources) {
         let (mut origins, mut left) = (Origins::new(), Sources::new());
@@ -190,13 +207,13 @@ impl State {
         for source in sources {
             let len = match &source {
                 Source::Zeros(len) | Source::Absent(_, len) => *len,
-                Source::Memory(bytes) => bytes.len() as u64,
+                Source::Memory(bytes, _) => bytes.len() as u64,
                 Source::Device(part) => u64::from(part.len),
             };
             match source {
                 Source::Device(part) => self.split(&part, start, &mut origins, &mut left),
-                Source::Memory(_) => {
-                    origins.push(From::Memory);
+                Source::Memory(_, at) => {
+                    origins.push(From::Memory(at));
                     left.push(source);
                 }
                 Source::Zeros(_) | Source::Absent(..) => {
@@ -224,7 +241,7 @@ impl State {
             if let Some(bytes) = self.buffer.find(at) {
                 device(done, page, origins, out);
                 origins.push(From::Buffer(at));
-                out.push(Source::Memory(bytes));
+                out.push(Source::Memory(bytes, at));
                 done = page + PAGE as u32;
             }
             page += PAGE as u32;
@@ -270,6 +287,29 @@ impl<D: Driver> Shard<D> {
         let chunks = cut(parts, 0, len as u64);
         self.state().stats.read_bytes += chunks.len() as u64;
         Ok(chunks)
+    }
+
+    /// Puts what a flush finds of a small payload in the log's memory into the read buffer: it
+    /// leaves that memory as soon as it is durable.
+    pub(super) async fn keep_flushed(&self, id: &PayloadId) {
+        // After the committer, so that the device is at work meanwhile.
+        self.yield_now().await;
+        let pages = {
+            let state = self.0.state.borrow();
+            let size = state.map.find(id).map_or(0, |payload| payload.size);
+            match state.buffer.is_on() && size <= FLUSHED_BYTES_MAX {
+                true => size.div_ceil(PAGE_BYTES),
+                false => 0,
+            }
+        };
+        for page in 0..pages {
+            let planned = self.0.state.borrow().plan_flushed(id, page);
+            if let Some(planned) = planned {
+                mark("kept what was flushed");
+                let kept = self.read_planned(id, planned, Origin::Flush).await;
+                assert!(kept.is_ok(), "nothing is read that could fail");
+            }
+        }
     }
 
     /// Reads what was planned, and keeps it. Returns where in the payload it begins.
@@ -384,8 +424,8 @@ impl<D: Driver> Shard<D> {
             let wanted = |page: &u64| !state.buffer.holds(plan.number, *page);
             let pages: SmallVec<[u64; 1]> = plan.whole_pages(start, end).filter(wanted).collect();
             let place = match from {
-                From::Device(at) | From::Buffer(at) => Some(*at),
-                From::Zeros | From::Memory => None,
+                From::Device(at) | From::Buffer(at) | From::Memory(at) => Some(*at),
+                From::Zeros => None,
             };
             let frame = match from {
                 _ if pages.is_empty() => None,
@@ -396,8 +436,8 @@ impl<D: Driver> Shard<D> {
                     *part = put.clone().unwrap_or_else(|bytes| bytes);
                     put.ok()
                 }
-                From::Memory if copied + part.len() > COPIED_BYTES_MAX => None,
-                From::Memory => {
+                From::Memory(_) if copied + part.len() > COPIED_BYTES_MAX => None,
+                From::Memory(_) => {
                     copied += part.len();
                     self.copy_to_keep(state, std::slice::from_ref(part), 0, part.len())
                 }
@@ -473,7 +513,7 @@ impl<D: Driver> Shard<D> {
 fn memory_of(source: &Source) -> Option<u64> {
     match source {
         Source::Device(part) => Some(memory_at(part.at, part.len)),
-        Source::Zeros(_) | Source::Absent(..) | Source::Memory(_) => None,
+        Source::Zeros(_) | Source::Absent(..) | Source::Memory(..) => None,
     }
 }
 

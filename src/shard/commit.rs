@@ -20,6 +20,7 @@ use crate::residency::Held;
 use crate::stats::{Flushed, Stage};
 use crate::types::{Lsn, Nanos, PAGE, SegmentId};
 use bytes::Bytes;
+use futures_util::future::join;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -162,9 +163,11 @@ impl State {
 type Job = (u32, Bytes, Lsn);
 
 impl<D: Driver> Shard<D> {
-    /// Waits until every operation on the payload that was applied before is durable.
+    /// Waits until every operation on the payload that was applied before is durable, and keeps a
+    /// small one for its readers meanwhile.
     pub(super) async fn flush(&self, id: &PayloadId) -> Result<Flushed> {
-        let lsn = self.flush_changes(id).await?;
+        let (flushed, ()) = join(self.flush_changes(id), self.keep_flushed(id)).await;
+        let lsn = flushed?;
         let state = self.0.state.borrow();
         let tier = state.tier.as_ref();
         Ok(Flushed {

@@ -36,7 +36,8 @@ const FOOTER_BYTES_MAX: usize = 512 << 20;
 pub(super) enum Source {
     Zeros(u64),
     Absent(u64, u64),
-    Memory(Bytes),
+    /// Bytes at hand, and where in the log they are, or will be.
+    Memory(Bytes, Location),
     Device(DevicePart),
 }
 
@@ -48,7 +49,7 @@ impl Source {
                 let (_, count) = pages_of(part.at.offset(), part.len);
                 u64::from(count) * PAGE as u64
             }
-            Source::Zeros(_) | Source::Absent(..) | Source::Memory(_) => 0,
+            Source::Zeros(_) | Source::Absent(..) | Source::Memory(..) => 0,
         }
     }
 }
@@ -163,7 +164,7 @@ impl State {
             .read_open(at, len)
             .or_else(|| self.tail.read(at, len))
         {
-            out.push(Source::Memory(bytes));
+            out.push(Source::Memory(bytes, at));
             return Ok(());
         }
         let lost = || {
@@ -242,7 +243,7 @@ impl<D: Driver> Shard<D> {
             match source {
                 Source::Zeros(len) => parts.extend(zeros(len).map(LayerPart::Bytes)),
                 Source::Absent(offset, len) => parts.push(LayerPart::Absent(offset, len)),
-                Source::Memory(bytes) => parts.push(LayerPart::Bytes(bytes)),
+                Source::Memory(bytes, _) => parts.push(LayerPart::Bytes(bytes)),
                 Source::Device(part) => {
                     from_device.push((parts.len(), part));
                     parts.push(LayerPart::Bytes(Bytes::new()));

@@ -151,7 +151,7 @@ impl<D: Driver> Shard<D> {
         let count = sources.len();
         for source in sources {
             let bytes = match source {
-                Source::Memory(bytes) => bytes,
+                Source::Memory(bytes, _) => bytes,
                 Source::Device(part) => self.read_device(part).await?,
                 Source::Zeros(_) | Source::Absent(..) => continue,
             };
