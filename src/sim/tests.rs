@@ -20,6 +20,8 @@ enum Press {
     Pages,
     /// Whole files come to harm.
     Files,
+    /// Much is written and nothing flushed, and the power fails.
+    Cuts,
     /// Payloads move between shards, and the power fails meanwhile.
     Moves,
     /// Writes are lost in files that have been used before, and openings are many.
@@ -39,7 +41,7 @@ const TEETH: [(&str, Press, u64); 26] = [
     ("ack_before_sync", Press::No, 40),
     ("believe_retried_sync", Press::Syncs, 60),
     ("believe_what_is_found", Press::Syncs, 120),
-    ("checkpoint_before_log", Press::No, 300),
+    ("checkpoint_before_log", Press::Cuts, 120),
     ("clone_without_reference", Press::No, 40),
     ("cut_at_first_bad", Press::Pages, 900),
     ("cut_not_lowered", Press::No, 40),
@@ -84,6 +86,11 @@ fn pressed(seed: u64, press: Press) -> Plan {
             plan.settings.segment_bytes = 64 << 10;
             plan.settings.read_buffer_bytes = 0;
         }
+        Press::Cuts => {
+            plan.settings.local_bytes = 0;
+            plan.settings.segment_bytes = 64 << 10;
+            plan.settings.flush_after_us = 60_000_000;
+        }
         Press::Lost => {
             plan.settings.local_bytes = 0;
             plan.settings.segment_bytes = 64 << 10;
@@ -127,6 +134,11 @@ fn press_step(step: &mut Step, press: Press, rng: &mut fastrand::Rng) {
             *step = Step::Reopen;
         }
         (Press::Moves, Step::Cut { ios } | Step::Kill { ios }) => *ios = rng.u64(1..150),
+        (Press::Cuts, Step::Kill { .. } | Step::Harm { .. } | Step::Reopen | Step::Check) => {
+            *step = Step::Cut {
+                ios: rng.u64(1..150),
+            };
+        }
         (Press::Hits, Step::Client { client, op, .. }) => {
             // Of several clients, so that reads and changes meet.
             *client = rng.u64(..4);
@@ -172,6 +184,12 @@ fn pressed_op(op: Op, press: Press, rng: &mut fastrand::Rng) -> Op {
         },
         (Press::Lost, Op::Truncate { .. } | Op::Delete { .. }) => Op::Flush { id },
         (Press::Reads, Op::Truncate { .. } | Op::Delete { .. }) => Op::FlushAll,
+        (Press::Cuts, Op::Copy { .. } | Op::Delete { .. } | Op::Truncate { .. }) => op,
+        (Press::Cuts, _) => Op::Write {
+            id,
+            offset: 4096 * rng.u64(..64),
+            len: 4096 * rng.u64(1..16),
+        },
         _ => op,
     }
 }
