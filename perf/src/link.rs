@@ -6,6 +6,7 @@
 //!
 //! Deliberately not here: loss, jitter, and the setting up of a connection, which is free.
 
+use crate::measure::Sample;
 use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +22,10 @@ const PIECE: usize = 64 << 10;
 
 /// How far a schedule may lie behind without being given up: the timer ticks in milliseconds.
 const BURST: Duration = Duration::from_millis(5);
+
+/// What the link says of a sample: bytes of answers for each that was asked for, and answers.
+pub const FETCHED: &str = "fetched-B/B";
+pub const REQUESTS: &str = "requests";
 
 /// How the link is. Rates are bytes a second; none: as fast as it goes.
 #[derive(Clone, Copy, Default)]
@@ -41,6 +46,7 @@ struct State {
     shape: Mutex<Shape>,
     total: Mutex<Schedule>,
     answers: AtomicU64,
+    answered_bytes: AtomicU64,
 }
 
 impl Link {
@@ -51,6 +57,7 @@ impl Link {
             shape: Mutex::new(shape),
             total: Mutex::new(Schedule::new()),
             answers: AtomicU64::new(0),
+            answered_bytes: AtomicU64::new(0),
         });
         let (stop, stopped) = oneshot::channel::<Infallible>();
         let link = Link {
@@ -80,9 +87,19 @@ impl Link {
         *lock(&self.state.shape) = shape;
     }
 
-    /// Answers that have come over it.
-    pub fn answers(&self) -> u64 {
-        self.state.answers.load(Ordering::Relaxed)
+    /// Bytes of answers that have come over it, heads and all.
+    pub fn answered_bytes(&self) -> u64 {
+        self.state.answered_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Adds to a sample what has come over the link meanwhile.
+    pub fn counted(&self, work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
+        let answers = &self.state.answers;
+        let (before, bytes) = (answers.load(Ordering::Relaxed), self.answered_bytes());
+        let sample = work()?;
+        let each = (self.answered_bytes() - bytes) as f64 / sample.bytes as f64;
+        let requests = (answers.load(Ordering::Relaxed) - before) as f64;
+        Ok(sample.with(FETCHED, each).with(REQUESTS, requests))
     }
 }
 
@@ -103,11 +120,14 @@ async fn accept(listener: std::net::TcpListener, port: u16, state: Arc<State>) -
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
             let asked = AtomicBool::new(false);
-            let there = pump(from_client, to_server, &state, |_| {
+            let there = pump(from_client, to_server, &state, |_, _| {
                 asked.store(true, Ordering::Relaxed);
                 false
             });
-            let back = pump(from_server, to_client, &state, |state| {
+            let back = pump(from_server, to_client, &state, |state, len| {
+                state
+                    .answered_bytes
+                    .fetch_add(len as u64, Ordering::Relaxed);
                 let is_first = asked.swap(false, Ordering::Relaxed);
                 state.answers.fetch_add(is_first.into(), Ordering::Relaxed);
                 is_first
@@ -117,12 +137,12 @@ async fn accept(listener: std::net::TcpListener, port: u16, state: Arc<State>) -
     }
 }
 
-/// Passes everything on. `turns`: whether a piece is the first of an answer.
+/// Passes everything on. `turns`: whether a piece, of so many bytes, is the first of an answer.
 async fn pump(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     state: &State,
-    turns: impl Fn(&State) -> bool,
+    turns: impl Fn(&State, usize) -> bool,
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
     let mut schedule = Schedule::new();
@@ -132,7 +152,7 @@ async fn pump(
             return to.shutdown().await;
         }
         let shape = *lock(&state.shape);
-        if turns(state) {
+        if turns(state, len) {
             sleep(shape.latency).await;
         }
         let own = schedule.after(len, shape.stream_rate);

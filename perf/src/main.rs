@@ -23,6 +23,8 @@ mod rows;
 #[cfg(feature = "s3")]
 #[path = "../../tests/common/s3_server.rs"]
 mod s3_server;
+#[cfg(feature = "slatedb")]
+mod slate;
 
 use bench::Bench;
 use clap::{Parser, Subcommand, ValueEnum};

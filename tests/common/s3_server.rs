@@ -12,9 +12,11 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
 use s3s::dto::{
-    DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, GetObjectInput, GetObjectOutput,
-    HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
-    PutObjectInput, PutObjectOutput, StreamingBlob,
+    CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateMultipartUploadInput,
+    CreateMultipartUploadOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag,
+    GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
+    ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput, StreamingBlob, UploadPartInput,
+    UploadPartOutput,
 };
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
@@ -27,7 +29,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 
 pub const BUCKET: &str = "bucket";
@@ -55,6 +57,8 @@ pub enum Fault {
 #[derive(Default)]
 pub struct Shared {
     objects: Mutex<BTreeMap<String, Bytes>>,
+    /// Parts of uploads that are not complete; a key has one upload at a time.
+    parts: Mutex<BTreeMap<(String, i32), Bytes>>,
     faults: Mutex<VecDeque<(Method, Fault)>>,
     ignores_conditions: AtomicBool,
     requests: AtomicU64,
@@ -313,6 +317,31 @@ fn check(bucket: &str) -> S3Result<()> {
     }
 }
 
+fn crc_of(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+fn tag(crc: u32) -> ETag {
+    ETag::Strong(format!("{crc:08x}"))
+}
+
+/// A body, if it is whole, and its sum.
+async fn receive(body: Option<StreamingBlob>, len: Option<i64>) -> S3Result<(Bytes, u32)> {
+    use futures_util::StreamExt;
+    let mut all = Vec::new();
+    if let Some(mut body) = body {
+        while let Some(part) = body.next().await {
+            let part = part.map_err(|_| s3_error!(IncompleteBody, "the body broke off"))?;
+            all.extend_from_slice(&part);
+        }
+    }
+    if len.is_some_and(|len| len != all.len() as i64) {
+        return Err(s3_error!(IncompleteBody, "the body is short"));
+    }
+    let crc = crc_of(&all);
+    Ok((all.into(), crc))
+}
+
 #[async_trait::async_trait]
 impl S3 for Bucket {
     async fn put_object(
@@ -321,21 +350,7 @@ impl S3 for Bucket {
     ) -> S3Result<S3Response<PutObjectOutput>> {
         let input = request.input;
         check(&input.bucket)?;
-        let mut all = Vec::new();
-        if let Some(mut body) = input.body {
-            use futures_util::StreamExt;
-            while let Some(part) = body.next().await {
-                let part = part.map_err(|_| s3_error!(IncompleteBody, "the body broke off"))?;
-                all.extend_from_slice(&part);
-            }
-        }
-        if input
-            .content_length
-            .is_some_and(|len| len != all.len() as i64)
-        {
-            return Err(s3_error!(IncompleteBody, "the body is short"));
-        }
-        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &all) as u32;
+        let (all, crc) = receive(input.body, input.content_length).await?;
         let good = aws_smithy_types::base64::encode(crc.to_be_bytes());
         if input.checksum_crc32c.is_some_and(|said| said != good) {
             return Err(s3_error!(BadDigest, "the body is another one"));
@@ -346,8 +361,59 @@ impl S3 for Bucket {
         if is_conditional && objects.contains_key(&input.key) {
             return Err(s3_error!(PreconditionFailed, "the key is taken"));
         }
+        objects.insert(input.key, all);
+        Ok(S3Response::new(PutObjectOutput {
+            e_tag: Some(tag(crc)),
+            ..PutObjectOutput::default()
+        }))
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        check(&request.input.bucket)?;
+        Ok(S3Response::new(CreateMultipartUploadOutput {
+            upload_id: Some("the only one".to_owned()),
+            ..CreateMultipartUploadOutput::default()
+        }))
+    }
+
+    async fn upload_part(
+        &self,
+        request: S3Request<UploadPartInput>,
+    ) -> S3Result<S3Response<UploadPartOutput>> {
+        let input = request.input;
+        check(&input.bucket)?;
+        let (part, crc) = receive(input.body, input.content_length).await?;
+        let mut parts = self.0.parts.lock().unwrap();
+        parts.insert((input.key, input.part_number), part);
+        Ok(S3Response::new(UploadPartOutput {
+            e_tag: Some(tag(crc)),
+            ..UploadPartOutput::default()
+        }))
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+        let input = request.input;
+        check(&input.bucket)?;
+        let wanted = input.multipart_upload.and_then(|upload| upload.parts);
+        let mut parts = self.0.parts.lock().unwrap();
+        let mut all = Vec::new();
+        for number in wanted.into_iter().flatten().map(|part| part.part_number) {
+            let part = parts.remove(&(input.key.clone(), number.unwrap_or_default()));
+            all.extend_from_slice(&part.ok_or_else(|| s3_error!(InvalidPart, "no such part"))?);
+        }
+        let crc = crc_of(&all);
+        let mut objects = self.0.objects.lock().unwrap();
         objects.insert(input.key, all.into());
-        Ok(S3Response::new(PutObjectOutput::default()))
+        Ok(S3Response::new(CompleteMultipartUploadOutput {
+            e_tag: Some(tag(crc)),
+            ..CompleteMultipartUploadOutput::default()
+        }))
     }
 
     async fn get_object(
@@ -403,6 +469,8 @@ impl S3 for Bucket {
             .map(|(key, object)| Object {
                 key: Some(key.clone()),
                 size: Some(object.len() as i64),
+                // Clients want one; none goes by it.
+                last_modified: Some(SystemTime::UNIX_EPOCH.into()),
                 ..Object::default()
             })
             .collect();

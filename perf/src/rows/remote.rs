@@ -4,12 +4,19 @@
 //! latency and rates. Server and link take processor time that ours lacks: where the processors
 //! are few, they are the limit, and the CPU columns count them, too. The reference is the link
 //! itself: what it was told to let through.
+//!
+//! Beside ours in cold-read is SlateDB, with the feature `slatedb`: see `slate.rs`. What is fetched
+//! is counted by the link for both, heads of answers and whatever else goes on included.
 
 use crate::bench::{Bench, GIB, KIB, MIB, PAGE, Pace, id};
-use crate::link::{Link, Shape};
+use crate::link::{FETCHED, Link, REQUESTS, Shape};
 use crate::machine;
 use crate::measure::{Case, Figure, OURS, Sample, Side, alternate};
 use crate::s3_server::{BUCKET, KEY_ID, SECRET, Server};
+#[cfg(feature = "slatedb")]
+use crate::slate::{SLATE, Slate};
+#[cfg(feature = "slatedb")]
+use anyhow::anyhow;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use ringstore::{Config, PayloadId, RemoteConfig, S3Config, Store};
@@ -21,11 +28,13 @@ const LATENCY: Duration = Duration::from_millis(20);
 const STREAM_RATE: f64 = 80e6;
 const STREAMS: f64 = 16.0;
 
+/// Tasks that read pages at random, and what the one that reads in order asks for at once.
+const READERS: usize = 8;
+const PIECE: u64 = 128 * KIB;
+
 /// What the link of cold-read carries: little enough for two processors to keep up with.
 const COLD_RATE: f64 = 100e6;
 
-const FETCHED: &str = "fetched-B/B";
-const REQUESTS: &str = "requests";
 const GROWN: &str = "process-MiB";
 
 /// A server and the link to it.
@@ -68,10 +77,8 @@ impl Cold<'_> {
         let runtime = &self.bench.runtime;
         runtime.block_on(self.store.evict(&self.payload))?;
         runtime.block_on(self.store.evict_read_buffer())?;
-        let before = self.bench.stats(self.store)?.remote_read_bytes;
-        let answers = self.far.link.answers();
         let (span, pieces) = (self.bench.span, self.bytes / piece);
-        let sample = self.bench.tasks(tasks, piece, |task| {
+        let task = |task| {
             let (store, payload) = (self.store.clone(), self.payload.clone());
             async move {
                 let mut rng = SmallRng::seed_from_u64(task as u64);
@@ -88,11 +95,9 @@ impl Cold<'_> {
                 }
                 Ok(pace)
             }
-        })?;
-        let fetched = self.bench.stats(self.store)?.remote_read_bytes - before;
-        let each = fetched as f64 / sample.bytes as f64;
-        let requests = (self.far.link.answers() - answers) as f64;
-        Ok(sample.with(FETCHED, each).with(REQUESTS, requests))
+        };
+        let read = || self.bench.tasks(tasks, piece, task);
+        self.far.link.counted(read)
     }
 }
 
@@ -100,7 +105,10 @@ pub fn cold_read(bench: &Bench) -> anyhow::Result<Vec<Case>> {
     const ROW: &str = "cold-read";
     let bytes = bench.sized(512 * MIB, 32 * MIB);
     let far = Far::new(Shape::default())?;
-    let store = bench.open(far.config(bench, ROW)?)?;
+    let config = far.config(bench, ROW)?;
+    #[cfg(feature = "slatedb")]
+    let slate = Slate::written(bench, &far.link, bytes, config.read_buffer_bytes);
+    let store = bench.open(config)?;
     let payload = id("cold");
     bench.lay_out(&store, &payload, bytes)?;
     bench.runtime.block_on(store.wait_remote(&payload))?;
@@ -116,10 +124,21 @@ pub fn cold_read(bench: &Bench) -> anyhow::Result<Vec<Case>> {
         payload,
         bytes,
     };
-    let ours = Side::ours(|| cold.read(8, PAGE, true));
-    let mut random = alternate(ROW, "random, 8 readers", bench.rounds, vec![ours]);
-    let ours = Side::ours(|| cold.read(1, 128 * KIB, false));
-    let mut ordered = alternate(ROW, "in order", bench.rounds, vec![ours]);
+    #[cfg(feature = "slatedb")]
+    let slate = || slate.as_ref().map_err(|error| anyhow!("{error:#}"));
+    let at_random = [
+        Side::ours(|| cold.read(READERS, PAGE, true)),
+        #[cfg(feature = "slatedb")]
+        Side::new(SLATE, || slate()?.random(READERS)),
+    ];
+    let in_order = [
+        Side::ours(|| cold.read(1, PIECE, false)),
+        #[cfg(feature = "slatedb")]
+        Side::new(SLATE, || slate()?.in_order(PIECE)),
+    ];
+    let name = format!("random, {READERS} readers");
+    let mut random = alternate(ROW, name, bench.rounds, at_random.into());
+    let mut ordered = alternate(ROW, "in order", bench.rounds, in_order.into());
     let fetched = |case: &Case| case.median(OURS, Figure::Extra(FETCHED));
     random.at_most(
         "bytes fetched for each that is read",
