@@ -186,6 +186,17 @@ impl State {
         Ok((plan, sources))
     }
 
+    /// Pages of a payload of which a flush keeps what it finds in memory.
+    fn pages_to_keep(&self, id: &PayloadId) -> u64 {
+        let is_dirty = |payload: &&Payload| payload.changed > self.tail.durable();
+        match self.map.find(id).filter(is_dirty) {
+            Some(payload) if self.buffer.is_on() && payload.size <= FLUSHED_BYTES_MAX => {
+                payload.size.div_ceil(PAGE_BYTES)
+            }
+            _ => 0,
+        }
+    }
+
     /// Plans what a flush keeps of a page: all of it, if none of it has to be read.
     fn plan_flushed(&self, id: &PayloadId, page: u64) -> Option<(Plan, Sources)> {
         let number = self.map.number(id)?;
@@ -292,16 +303,12 @@ impl<D: Driver> Shard<D> {
     /// Puts what a flush finds of a small payload in the log's memory into the read buffer: it
     /// leaves that memory as soon as it is durable.
     pub(super) async fn keep_flushed(&self, id: &PayloadId) {
+        let pages = self.0.state.borrow().pages_to_keep(id);
+        if pages == 0 {
+            return;
+        }
         // After the committer, so that the device is at work meanwhile.
         self.yield_now().await;
-        let pages = {
-            let state = self.0.state.borrow();
-            let size = state.map.find(id).map_or(0, |payload| payload.size);
-            match state.buffer.is_on() && size <= FLUSHED_BYTES_MAX {
-                true => size.div_ceil(PAGE_BYTES),
-                false => 0,
-            }
-        };
         for page in 0..pages {
             let planned = self.0.state.borrow().plan_flushed(id, page);
             if let Some(planned) = planned {

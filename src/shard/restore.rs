@@ -28,11 +28,16 @@ use crate::upload::manifest::{
     Base, Manifest, Object, ShardState, base_name, segment_name as name_of,
 };
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, TryStreamExt};
+use futures_util::future::try_join;
+use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use std::io;
 
-/// Bytes that are fetched at once.
+/// Bytes that one request fetches.
 const GET_BYTES: u64 = 4 << 20;
+
+/// Requests for one object that are under way at once: what is large takes hardly longer than what
+/// is small, as long as the link has room.
+const GETS_MAX: usize = 8;
 
 /// Restores the driver's directory, which must be empty, from what the remote holds.
 pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Client) -> Result<()> {
@@ -42,15 +47,17 @@ pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Cli
     let ahead = driver.random() >> 32;
     let manifest = client.take_over(node, ahead, config.shards).await?;
     begin(driver).await?;
-    for (index, state) in manifest.shards.iter().enumerate() {
+    let shards = manifest.shards.iter().enumerate().map(|(index, state)| {
         let restore = Restore {
             driver,
             client,
             manifest: &manifest,
             shard: ShardId(index as u16),
         };
-        restore.shard(state).await?;
-    }
+        async move { restore.shard(state).await }
+    });
+    let shards: FuturesUnordered<_> = shards.collect();
+    shards.try_collect::<()>().await?;
     mark("restored from the remote");
     let superblock = Superblock {
         store: manifest.store,
@@ -125,15 +132,18 @@ impl<D: Driver> Restore<'_, D> {
     async fn shard(&self, state: &ShardState) -> Result<()> {
         let dir = dir_name(self.shard);
         self.driver.create_dir(&dir).await.map_err(failed)?;
-        if let Some(base) = &state.base {
+        let base = async {
+            let Some(base) = &state.base else {
+                return Ok(());
+            };
             let chunks = again(async || self.checkpoint(base).await).await?;
-            self.write_checkpoint(base, chunks).await?;
-        }
+            self.write_checkpoint(base, chunks).await
+        };
         let segments = state.tail.iter().enumerate();
         let segments: FuturesUnordered<_> = segments
             .map(|(file, object)| self.segment(file as u64, object))
             .collect();
-        segments.try_collect::<()>().await?;
+        try_join(base, segments.try_collect::<()>()).await?;
         self.driver.sync_dir(&dir).await.map_err(failed)?;
         self.driver.sync_dir("").await.map_err(failed)
     }
@@ -219,14 +229,18 @@ impl<D: Driver> Restore<'_, D> {
     }
 
     async fn get_all(&self, name: &str, length: u64) -> Result<Bytes> {
-        let mut whole = Vec::new();
-        while (whole.len() as u64) < length {
-            let offset = whole.len() as u64;
+        let get = async |offset: u64| {
             let len = (length - offset).min(GET_BYTES);
             let piece = self.client.get(name.to_owned(), offset, len).await?;
-            if piece.len() as u64 != len {
-                return Err(bad(name, "it is cut short"));
+            match piece.len() as u64 == len {
+                true => Ok(piece),
+                false => Err(bad(name, "it is cut short")),
             }
+        };
+        let offsets = (0..length).step_by(GET_BYTES as usize);
+        let mut pieces = stream::iter(offsets.map(get)).buffered(GETS_MAX);
+        let mut whole = Vec::new();
+        while let Some(piece) = pieces.try_next().await? {
             whole.extend_from_slice(&piece);
         }
         Ok(whole.into())

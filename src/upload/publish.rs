@@ -23,6 +23,7 @@ use crate::sync::signal::Signal;
 use crate::sync::slot::Reply;
 use crate::types::{Epoch, Lsn, NodeId, ShardId};
 use bytes::Bytes;
+use futures_util::future::join;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -518,29 +519,38 @@ pub(super) async fn newest(remote: &dyn Remote) -> std::result::Result<Option<Ma
         .first()
         .and_then(|first| parse_manifest_name(&first.name));
     let listed = listed.unwrap_or(1);
-    let mut newest = match read_manifest(remote, listed).await? {
-        Some(manifest) => manifest,
-        None => match read_manifest(remote, (listed - listed % MANIFESTS_KEPT).max(1)).await? {
-            Some(manifest) => manifest,
-            None => return Ok(None),
-        },
-    };
-    loop {
-        let next = newest.number + 1;
-        let jump = next.next_multiple_of(MANIFESTS_KEPT);
-        let jump = async || match jump == next {
-            true => Ok(None),
-            false => read_manifest(remote, jump).await,
-        };
-        let (next, jump) = futures_util::future::join(read_manifest(remote, next), jump()).await;
-        match next?.or(jump?) {
-            Some(later) => {
-                mark("listing was stale");
-                newest = later;
+    let (there, later) = join(read_manifest(remote, listed), beyond(remote, listed)).await;
+    let mut newest = match (later?, there?) {
+        (Some(later), _) => later,
+        (None, Some(there)) => return Ok(Some(there)),
+        (None, None) => {
+            let kept = (listed - listed % MANIFESTS_KEPT).max(1);
+            match read_manifest(remote, kept).await? {
+                Some(there) => there,
+                None => return Ok(None),
             }
-            None => return Ok(Some(newest)),
         }
+    };
+    mark("listing was stale");
+    while let Some(later) = beyond(remote, newest.number).await? {
+        newest = later;
     }
+    Ok(Some(newest))
+}
+
+/// A manifest behind that of a number, if there is any.
+async fn beyond(
+    remote: &dyn Remote,
+    number: u64,
+) -> std::result::Result<Option<Manifest>, Failure> {
+    let next = number + 1;
+    let jump = next.next_multiple_of(MANIFESTS_KEPT);
+    let jump = async || match jump == next {
+        true => Ok(None),
+        false => read_manifest(remote, jump).await,
+    };
+    let (next, jump) = join(read_manifest(remote, next), jump()).await;
+    Ok(next?.or(jump?))
 }
 
 async fn read_manifest(
