@@ -271,8 +271,9 @@ fn a_cow_read_over_a_cold_source_fetches_it_or_says_that_it_cannot() {
         write(&store, "upper", 0, &pattern(2, 100)).await;
         let mut model = base.to_vec();
         model_write(&mut model, 0, &pattern(2, 100));
-        assert_bytes(&cow(&store, "upper", "lower", 50_000).await, &model, "cold");
-        std::fs::rename(rig.bucket(), rig.dirs[1].path().join("away")).unwrap();
+        // Before anything was fetched, which would be kept for the next time.
+        let away = rig.dirs[1].path().join("away");
+        std::fs::rename(rig.bucket(), &away).unwrap();
         // What the payload itself has can be had, and the rest is an error and no zeros.
         let own = cow(&store, "upper", "lower", 100).await;
         assert_bytes(&own, &model[..100], "its own");
@@ -281,6 +282,18 @@ fn a_cow_read_over_a_cold_source_fetches_it_or_says_that_it_cannot() {
         assert_kind(read, ErrorKind::Unavailable);
         let alone = cow(&store, "upper", "none", 50_000).await;
         assert_bytes(&alone, &model[..100], "no source");
+        std::fs::rename(&away, rig.bucket()).unwrap();
+        let mut tries = 0;
+        let cold = loop {
+            match store.read_with_cow_source(&upper, &lower, 0, 50_000).await {
+                Ok(cold) => break cold.into_bytes(),
+                Err(error) => assert_kind::<()>(Err(error), ErrorKind::Unavailable),
+            }
+            tries += 1;
+            assert!(tries < 600, "the remote is back");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        assert_bytes(&cold, &model, "cold");
         drop(store);
     });
 }
