@@ -453,7 +453,7 @@ impl Histories {
         history.version = now;
         // Flushes that turned out to be lost promise nothing any more.
         history.floors.retain(|floor| floor.since < died);
-        if reach < history.floor {
+        if died <= history.floor {
             history.floor = history.floors.last().map_or(0, |floor| floor.since);
         }
         for (entry, found) in history.entries.iter_mut().zip(&found) {

@@ -507,11 +507,12 @@ impl Run {
         }
         let commits = self.injuries.commits();
         let mut model = self.shared.model.borrow_mut();
-        let undamaged = model.after_crash(payload, 0);
+        let fits = |state: &Rc<State>| seen.fits(state);
+        let is_intact = commits == 0 || model.after_crash(payload, 0).iter().any(fits);
         // Reads do not show everything that a state is, so that one from before what damage may
         // have taken can fit as well as the last one: all that fit stay possible.
         let found = model.recovered(payload, commits, |state| seen.fits(state));
-        if found && !undamaged.iter().any(|state| seen.fits(state)) {
+        if found && !is_intact {
             crate::marks::mark("commit taken by damage");
         }
         found
