@@ -629,6 +629,42 @@ fn a_crash_at_any_step_of_cleaning_loses_and_doubles_nothing() {
     assert!(moved.get() > 0 && cuts > 20, "{cuts}");
 }
 
+// What others write while the cleaner moves takes more than it frees.
+// S-9
+#[test]
+fn garbage_made_while_the_cleaner_moves_is_cleaned_too() {
+    const PAGES: u64 = 128;
+    let (kept, churn, large) = (id("kept"), id("churn"), id("large"));
+    let rig = Rig::new(17, 1);
+    let store = rig.open();
+    rig.run(async {
+        for page in 0..PAGES {
+            for name in [&kept, &churn] {
+                let write = store.write_at(name, page * 4096, pattern(page, 4096));
+                write.await.unwrap();
+            }
+        }
+        store.delete(&churn).await.unwrap();
+        while store.stats().await.unwrap().cleaned_bytes == 0 {
+            rig.machine.sleep(Duration::from_millis(1)).await;
+        }
+        // Some of what is moved comes to stand between it.
+        for page in 0..4 * PAGES {
+            let write = store.write_at(&large, page * 4096, pattern(page, 4096));
+            write.await.unwrap();
+        }
+        store.flush_all().await.unwrap();
+        store.delete(&large).await.unwrap();
+        store.flush_all().await.unwrap();
+        rig.machine.sleep(Duration::from_secs(60)).await;
+        let stats = store.stats().await.unwrap();
+        let held = (stats.segments + stats.segments_free) * rig.config.segment_bytes;
+        let most = stats.live_bytes * 3 / 2 + 2 * rig.config.segment_bytes;
+        assert!(held <= most, "{held} bytes of at most {most}");
+        store.close().await.unwrap();
+    });
+}
+
 // scenario 118
 // S-33
 #[test]

@@ -43,6 +43,8 @@ pub(super) struct Upkeep {
     covered: Option<Lsn>,
     /// Cleaning found nothing to do when the log and the losses stood here.
     pub(super) cleaned_at: Option<(Lsn, u64)>,
+    /// Records that were not the cleaner's.
+    pub(super) changes: u64,
     /// Bytes that had ceased to be referred to when cleaning last looked.
     pub(super) lost_then: u64,
     /// The cleaner is moving what it has chosen.

@@ -175,11 +175,12 @@ impl<D: Driver> Shard<D> {
 
     /// Moves what is live in the segments that are most worth it.
     pub(super) async fn clean(&self) -> Result<()> {
-        let (progress, taken) = {
+        let (progress, changes, taken) = {
             let mut state = self.state();
             let lost = state.map.live.lost();
             state.upkeep.lost_then = lost;
-            ((state.log.end().next_lsn, lost), state.taken_bytes())
+            let progress = (state.log.end().next_lsn, lost);
+            (progress, state.upkeep.changes, state.taken_bytes())
         };
         let live = self.count_live().await;
         let chosen = self.choose_victims(&live);
@@ -214,9 +215,11 @@ impl<D: Driver> Shard<D> {
             let lost = state.map.live.lost();
             state.upkeep.moved_to = None;
             state.upkeep.lost_then = lost;
-            // Into segments that are sealed early as many may have gone as were freed.
+            // Into segments that are sealed early as many may have gone as were freed. Where others
+            // changed something, nobody can tell: they may have filled what was freed.
             let goes_on = state.tier.is_none() && self.is_urgent(&state);
-            if state.taken_bytes() >= taken && !goes_on {
+            let is_alone = state.upkeep.changes == changes;
+            if state.taken_bytes() >= taken && is_alone && !goes_on {
                 mark("cleaning gained nothing");
                 state.upkeep.cleaned_at = Some((state.log.end().next_lsn, lost));
             }

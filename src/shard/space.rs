@@ -223,6 +223,7 @@ impl<D: Driver> Shard<D> {
         let state = &mut *state;
         let at = (!data.is_empty()).then(|| state.log.place(data, records_len));
         let (mutations, value) = plan(state, at)?;
+        state.upkeep.changes += u64::from(purpose != Purpose::Clean);
         let lsn = state.log.next_lsn();
         for mutation in &mutations {
             state.log.record(mutation);
