@@ -79,7 +79,8 @@ pub struct Stats {
     pub shards: u64,
     /// Bytes that live payloads refer to; a byte shared by clones counts at least once.
     ///
-    /// While a checkpoint is written, what it holds counts, too: see `checkpoints_running`.
+    /// While a checkpoint is written, what it holds counts, too: see `checkpoints_running`. And
+    /// what a large payload gave up, as it was deleted or cut, ceases to count in steps.
     pub live_bytes: u64,
     /// Segment files in use.
     pub segments: u64,

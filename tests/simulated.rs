@@ -665,6 +665,42 @@ fn garbage_made_while_the_cleaner_moves_is_cleaned_too() {
     });
 }
 
+// More extents than are lost as they are given up.
+// S-32
+#[test]
+fn what_large_payloads_gave_up_comes_back() {
+    const PAGES: u64 = 2000;
+    let (large, clone, kept) = (id("large"), id("clone"), id("kept"));
+    let rig = Rig::new(23, 1);
+    let store = rig.open();
+    rig.run(async {
+        for page in 0..PAGES {
+            // Two in turn, so that no extent continues the one before.
+            for name in [&large, &kept] {
+                let write = store.write_at(name, page * 4096, pattern(page, 4096));
+                write.await.unwrap();
+            }
+        }
+        store.copy(&large, &clone).await.unwrap();
+        for page in (0..PAGES).step_by(100) {
+            let write = store.write_at(&clone, page * 4096, pattern(page + 1, 4096));
+            write.await.unwrap();
+        }
+        store.flush_all().await.unwrap();
+        store.delete(&large).await.unwrap();
+        store.truncate(&kept, 4096).await.unwrap();
+        store.delete(&clone).await.unwrap();
+        store.flush_all().await.unwrap();
+        rig.machine.sleep(Duration::from_secs(20)).await;
+        let stats = store.stats().await.unwrap();
+        assert_eq!((stats.live_bytes, stats.extents), (4096, 1));
+        let files = stats.segments + stats.segments_free;
+        assert!(files <= 3, "{files} files");
+        assert_payload(&store, &kept, &pattern(0, 4096)).await;
+        store.close().await.unwrap();
+    });
+}
+
 // scenario 118
 // S-33
 #[test]

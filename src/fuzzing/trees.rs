@@ -79,6 +79,7 @@ impl Trees {
                 let (tree, _) = self.trees.swap_remove(index);
                 tree.release(&mut self.live);
             }
+            5 if step & 8 == 0 => self.live.lose_discarded(len as usize),
             5 => self.splice(index, start, start + len * 16),
             6 => self.relocate(start, start + len * 16, usize::from(step >> 3) + 1),
             _ => self.reload(),
@@ -165,6 +166,7 @@ impl Trees {
                 root.map_or_else(Tree::new, |root| loader.tree(root).expect("it is there"));
             std::mem::replace(tree, loaded).release(&mut self.live);
         }
+        self.live.lose_discarded(usize::MAX);
         assert_eq!(
             counts(&self.live),
             (0, 0),
@@ -189,13 +191,16 @@ impl Trees {
                 seen = (seen.0 + u64::from(entry.len()), seen.1 + 1);
             });
         }
-        assert_eq!(seen, counts(&self.live), "every node counts once");
+        let (counted, is_all) = (counts(&self.live), !self.live.has_discarded());
+        let more = counted.0 > seen.0 && counted.1 > seen.1;
+        assert!(counted == seen || more && !is_all, "every node counts once");
     }
 
     fn finish(mut self) {
         for (tree, _) in self.trees {
             tree.release(&mut self.live);
         }
+        self.live.lose_discarded(usize::MAX);
         assert_eq!(counts(&self.live), (0, 0), "nothing is left");
     }
 }

@@ -4,12 +4,13 @@
 //! 1. A segment's count is the sum over the extents of all distinct nodes. Two nodes that refer to
 //!    the same bytes, as after a clone diverged, count them twice, so a count is an upper bound of
 //!    the live bytes, and zero exactly when nothing refers to the segment.
+//!    What has been given up and is not lost yet counts, too.
 //! 2. Counts never go below zero; that would be a defect of the tree.
 //! 3. The memory of the trees is that of all distinct leaves, which is told as they come, change
 //!    and go; the few nodes above them are estimated with the leaves.
 
 use super::extent::{Mapped, Zeroed};
-use super::tree::{Account, Entry};
+use super::tree::{Account, Discarded, Entry, Tree};
 use crate::types::SegmentId;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -22,6 +23,8 @@ pub(crate) struct Live {
     extents: u64,
     lost: u64,
     memory: usize,
+    extents_left: Discarded<Mapped>,
+    zeroed_left: Discarded<Zeroed>,
 }
 
 impl Live {
@@ -54,6 +57,21 @@ impl Live {
     /// Bytes of memory of all distinct nodes.
     pub(crate) fn memory(&self) -> u64 {
         self.memory as u64
+    }
+
+    /// Whether something that was given up is not lost yet.
+    pub(crate) fn has_discarded(&self) -> bool {
+        !self.extents_left.is_empty() || !self.zeroed_left.is_empty()
+    }
+
+    /// Loses up to `nodes_max` nodes of what was given up.
+    pub(crate) fn lose_discarded(&mut self, nodes_max: usize) {
+        let mut extents = std::mem::take(&mut self.extents_left);
+        let left = extents.lose(nodes_max, self);
+        self.extents_left = extents;
+        let mut zeroed = std::mem::take(&mut self.zeroed_left);
+        zeroed.lose(left, self);
+        self.zeroed_left = zeroed;
     }
 
     fn resize(&mut self, from: usize, to: usize) {
@@ -98,6 +116,10 @@ impl Account<Mapped> for Live {
     fn resize(&mut self, from: usize, to: usize) {
         Live::resize(self, from, to);
     }
+
+    fn discard(&mut self, tree: Tree<Mapped>) {
+        self.extents_left.push(tree);
+    }
 }
 
 impl Account<Zeroed> for Live {
@@ -107,5 +129,9 @@ impl Account<Zeroed> for Live {
 
     fn resize(&mut self, from: usize, to: usize) {
         Live::resize(self, from, to);
+    }
+
+    fn discard(&mut self, tree: Tree<Zeroed>) {
+        self.zeroed_left.push(tree);
     }
 }

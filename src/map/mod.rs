@@ -16,6 +16,7 @@
 pub(crate) mod extent;
 pub(crate) mod live;
 mod pieces;
+mod relocated;
 pub(crate) mod tree;
 
 use crate::mutation::Mutation;
@@ -24,12 +25,17 @@ use crate::retention::RetentionPolicy;
 use crate::types::{Generation, Location, Lsn, PAYLOAD_BYTES_MAX, PayloadNo, SegmentId};
 use extent::{Mapped, Zeroed};
 use live::Live;
+use relocated::substitute;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use tree::{Entry, Tree};
 
 pub(crate) use pieces::{Found, Piece, Pieces};
+
+/// Tree nodes that a mutation itself loses, of those that were given up: well below 10 us. What is
+/// larger is lost in steps, as whoever owns the map likes.
+const NODES_AT_ONCE: usize = 4;
 
 /// One payload.
 pub(crate) struct Payload {
@@ -140,6 +146,12 @@ impl Map {
 
     /// The only way in which the map changes.
     pub(crate) fn apply(&mut self, mutation: &Mutation, lsn: Lsn) -> Result<(), Misfit> {
+        let result = self.change(mutation, lsn);
+        self.live.lose_discarded(NODES_AT_ONCE);
+        result
+    }
+
+    fn change(&mut self, mutation: &Mutation, lsn: Lsn) -> Result<(), Misfit> {
         match *mutation {
             Mutation::Create {
                 payload,
@@ -515,6 +527,7 @@ impl Map {
         for number in nameless {
             self.delete(number).expect("it was just listed");
         }
+        self.live.lose_discarded(usize::MAX);
     }
 
     /// A payload as a checkpoint has it.
@@ -581,43 +594,4 @@ impl Payload {
         self.extents.insert(mapped, live);
         self.size = self.size.max(mapped.end());
     }
-}
-
-/// The parts of an extent, with relocated ones at their new place. False if none is.
-fn substitute(
-    relocated: &BTreeMap<Location, (u32, Location)>,
-    mapped: &Mapped,
-    out: &mut Vec<Mapped>,
-) -> bool {
-    let (at, len) = (mapped.at(), (mapped.end() - mapped.start()) as u32);
-    let segment = at.segment();
-    let end = at.offset() + len;
-    let before = relocated.range(..=at).next_back();
-    let after = relocated.range((Bound::Excluded(at), Bound::Unbounded));
-    let mut done = 0;
-    for (from, (moved, to)) in before.into_iter().chain(after) {
-        if from.segment() > segment || (from.segment() == segment && from.offset() >= end) {
-            break;
-        }
-        if from.segment() < segment || from.offset() + moved <= at.offset() {
-            continue;
-        }
-        // What comes from disk may have been relocated twice; the first counts.
-        let start = from.offset().max(at.offset() + done);
-        let stop = (from.offset() + moved).min(end);
-        if start >= stop {
-            continue;
-        }
-        let logical = |offset: u32| mapped.start() + u64::from(offset - at.offset());
-        if logical(start) > mapped.start() + u64::from(done) {
-            out.push(mapped.slice(mapped.start() + u64::from(done), logical(start)));
-        }
-        let place = to.advance(start - from.offset());
-        out.push(Mapped::new(logical(start), stop - start, place));
-        done = stop - at.offset();
-    }
-    if done > 0 && done < len {
-        out.push(mapped.slice(mapped.start() + u64::from(done), mapped.end()));
-    }
-    done > 0
 }

@@ -22,11 +22,13 @@
 //! Deliberately not here: what an entry means (`extent`), whose tree it is and what is counted
 //! (`map`), and how nodes look on disk (`log`).
 
+mod discarded;
 mod dump;
 mod entries;
 mod node;
 mod pass;
 
+pub(crate) use discarded::Discarded;
 pub(crate) use dump::{Loader, NodeRef};
 pub(crate) use entries::Numbers;
 
@@ -54,17 +56,28 @@ pub(crate) trait Entry: Copy + 'static {
 ///
 /// An entry of a node that many trees share counts once; when a shared leaf is copied because one
 /// of its owners changes it, its entries are gained again.
-pub(crate) trait Account<E> {
+pub(crate) trait Account<E: Entry> {
     /// One more node holds `entry`.
     fn gain(&mut self, entry: &E);
     /// One node less holds `entry`.
     fn lose(&mut self, entry: &E);
     /// A leaf took `from` bytes of memory and takes `to`: none before it begins, none when it ends.
     fn resize(&mut self, _from: usize, _to: usize) {}
+
+    /// An owner gives up a tree, or what was a part of one. It is lost at once, or bit by bit if
+    /// it is kept as [`Discarded`].
+    fn discard(&mut self, tree: Tree<E>)
+    where
+        Self: Sized,
+    {
+        if let Some(root) = tree.root {
+            root.release(self);
+        }
+    }
 }
 
 /// For trees whose entries nobody counts.
-impl<E> Account<E> for () {
+impl<E: Entry> Account<E> for () {
     fn gain(&mut self, _entry: &E) {}
     fn lose(&mut self, _entry: &E) {}
 }
@@ -151,11 +164,10 @@ impl<E: Entry> Tree<E> {
         }
     }
 
-    /// Gives up this owner's share: the entries of nodes that nobody else holds are lost.
+    /// Gives up this owner's share: the entries of nodes that nobody else holds are lost, when the
+    /// account likes.
     pub(crate) fn release(self, account: &mut impl Account<E>) {
-        if let Some(root) = self.root {
-            root.release(account);
-        }
+        account.discard(self);
     }
 
     /// Makes `[start, end)` what it is in `source`, its gaps too.

@@ -30,9 +30,6 @@ use std::time::Duration;
 /// Tree leaves that are visited between two looks at other work: about 50 us.
 const LEAVES_PER_STEP: usize = 128;
 
-/// Steps of a walk that the loop takes before it lets others run.
-const STEPS_PER_TURN: usize = 64;
-
 /// Victims of one pass at most; a pass walks the map, which many victims share.
 const VICTIMS_MAX: usize = 64;
 
@@ -376,7 +373,6 @@ impl<D: Driver> Shard<D> {
     async fn walk(&self, mut visit: impl FnMut(&Mapped)) {
         let pass = self.state().map.begin_pass();
         let mut next = Some((PayloadNo(0), 0));
-        let mut steps = 0;
         while let Some(from) = next {
             next = self
                 .0
@@ -384,10 +380,7 @@ impl<D: Driver> Shard<D> {
                 .borrow()
                 .map
                 .visit_step(pass, from, LEAVES_PER_STEP, &mut visit);
-            steps += 1;
-            if steps % STEPS_PER_TURN == 0 {
-                self.yield_now().await;
-            }
+            self.yield_now().await;
         }
     }
 
@@ -517,7 +510,6 @@ impl<D: Driver> Shard<D> {
             mark("places exchanged");
             let pass = self.state().map.begin_pass();
             let mut next = Some((PayloadNo(0), 0));
-            let mut steps = 0;
             while let Some(from) = next {
                 next = self
                     .0
@@ -525,10 +517,7 @@ impl<D: Driver> Shard<D> {
                     .borrow_mut()
                     .map
                     .settle_step(pass, from, LEAVES_PER_STEP);
-                steps += 1;
-                if steps % STEPS_PER_TURN == 0 {
-                    self.yield_now().await;
-                }
+                self.yield_now().await;
             }
             let state = self.0.state.borrow();
             if moved.iter().all(|id| state.map.live.bytes(*id) == 0) {

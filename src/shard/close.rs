@@ -42,6 +42,8 @@ impl<D: Driver> Shard<D> {
     /// Persists everything, so that the next opening replays nothing.
     async fn close(&self) -> Result<()> {
         self.state().closing = true;
+        // What is dead is to be known as dead, by the bucket, too.
+        self.lose_discarded().await;
         self.flush_all().await?;
         // A sealed segment has its checksums twice, and is not read at the next opening.
         self.seal_open().await?;

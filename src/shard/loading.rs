@@ -250,5 +250,6 @@ pub(crate) fn load_checkpoint(items: Vec<Item>, params: &Params) {
         map.apply(&Mutation::Delete { payload }, end.next_lsn)
             .expect("it is there");
     }
+    map.live.lose_discarded(usize::MAX);
     assert_eq!((map.live.total(), map.live.extents()), (0, 0));
 }

@@ -233,6 +233,9 @@ impl<D: Driver> Shard<D> {
                 .apply(mutation, lsn)
                 .expect("a plan fits the map it was made for");
         }
+        if state.map.live.has_discarded() {
+            self.0.upkeep_due.notify();
+        }
         Ok((value, lsn))
     }
 

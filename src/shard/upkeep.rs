@@ -1,11 +1,15 @@
 //! Upkeep: when to write a checkpoint, evict, clean, and give files back.
 //!
-//! Two tasks, each of which does one thing after the other.
+//! Three tasks, each of which does one thing after the other.
 
 use super::{Shard, State};
 use crate::error::Result;
 use crate::io::Driver;
+use crate::marks::mark;
 use std::time::Duration;
+
+/// Tree nodes that are lost between two looks at other work: about 50 us.
+const NODES_PER_STEP: usize = 32;
 
 /// Pause after upkeep that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -20,6 +24,11 @@ impl<D: Driver> Shard<D> {
     pub(super) fn spawn_upkeep(&self) {
         self.repeat(Self::is_room_due, async |shard| shard.give_room().await);
         self.repeat(Self::is_tidying_due, async |shard| shard.tidy().await);
+        let has_discarded = |_: &Self, state: &State| state.map.live.has_discarded();
+        self.repeat(has_discarded, async |shard| {
+            shard.lose_discarded().await;
+            Ok(())
+        });
     }
 
     fn repeat(
@@ -67,10 +76,19 @@ impl<D: Driver> Shard<D> {
         self.is_cleaning_due(state) || self.trimming_due(state)
     }
 
-    /// What is dead already costs a checkpoint; what is half dead costs moving, and room to move
-    /// to. So the former comes first.
+    /// What is dead already costs a checkpoint, and what was given up nothing; what is half dead
+    /// costs moving, and room to move to. So the former come first.
     fn is_cleaning_due(&self, state: &State) -> bool {
-        self.cleaning_due(state) && !state.freeing_due()
+        self.cleaning_due(state) && !state.freeing_due() && !state.map.live.has_discarded()
+    }
+
+    /// Loses what large payloads have given up, letting others run in between.
+    pub(super) async fn lose_discarded(&self) {
+        while self.0.state.borrow().map.live.has_discarded() {
+            mark("lost in steps");
+            self.state().map.live.lose_discarded(NODES_PER_STEP);
+            self.yield_now().await;
+        }
     }
 
     async fn tidy(&self) -> Result<()> {

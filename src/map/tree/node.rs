@@ -12,7 +12,7 @@
 //! Deliberately not here: entries that reach over several leaves (`Tree::insert` cuts them free
 //! first), and stamps but for clearing them (`pass`, `dump`).
 
-use super::{Account, Entries, Entry};
+use super::{Account, Entries, Entry, Tree};
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
@@ -235,6 +235,14 @@ impl<E: Entry> Link<E> {
 
     /// Gives up this share of the node; what nobody else holds is lost.
     pub(super) fn release(self, account: &mut impl Account<E>) {
+        for child in self.into_children(account) {
+            child.link.release(account);
+        }
+    }
+
+    /// Gives up this share of the node alone: what it leaves are shares in its children, if nobody
+    /// else holds it.
+    pub(super) fn into_children(self, account: &mut impl Account<E>) -> Vec<Child<E>> {
         match self {
             Link::Leaf(leaf) => {
                 if let Some(leaf) = Rc::into_inner(leaf) {
@@ -242,13 +250,19 @@ impl<E: Entry> Link<E> {
                     entries.iter().for_each(|entry| account.lose(&entry));
                     account.resize(leaf_bytes(&entries), 0);
                 }
+                Vec::new()
             }
             Link::Inner(inner) => {
-                let children = Rc::into_inner(inner).map(|inner| inner.children);
-                for child in children.into_iter().flatten() {
-                    child.link.release(account);
-                }
+                Rc::into_inner(inner).map_or_else(Vec::new, |inner| inner.children)
             }
+        }
+    }
+
+    /// Whether somebody else holds it, too.
+    pub(super) fn is_shared(&self) -> bool {
+        match self {
+            Link::Leaf(leaf) => Rc::strong_count(leaf) > 1,
+            Link::Inner(inner) => Rc::strong_count(inner) > 1,
         }
     }
 
@@ -310,7 +324,8 @@ impl<E: Entry> Inner<E> {
         };
         let right_is_cut = to == last && from <= last;
         for child in self.children.drain(from..to.max(from)) {
-            child.link.release(account);
+            let root = Some(child.link);
+            account.discard(Tree { root });
         }
         let mut is_smaller = false;
         if right_is_cut {

@@ -969,6 +969,37 @@ fn nanos_each(since: Instant, count: u64) -> u128 {
 const MILLION: u64 = 1_000_000;
 
 #[test]
+fn what_is_given_up_is_lost_in_steps() {
+    const ENTRIES: u64 = 20_000;
+    let (mut tree, mut live) = (Tree::new(), Live::default());
+    for index in 0..ENTRIES {
+        tree.insert(mapped(index * 8192, 4096, index / 1000, 0), &mut live);
+    }
+    let mut clone = tree.share();
+    clone.remove(0, ENTRIES / 2 * 8192, &mut live);
+    live.lose_discarded(usize::MAX);
+    let clones_own = live.extents() - ENTRIES;
+    assert!(clones_own < 2 * LEAF_MAX as u64, "one path was copied");
+    // The half that the clone does not have, and what stands on the path.
+    tree.release(&mut live);
+    let mut steps = 0;
+    while live.has_discarded() {
+        let before = live.extents();
+        live.lose_discarded(1);
+        assert!(before - live.extents() <= LEAF_MAX as u64);
+        steps += 1;
+    }
+    assert!(steps > ENTRIES / 2 / LEAF_MAX as u64, "{steps}");
+    assert_eq!(live.extents(), ENTRIES / 2);
+    assert_eq!(clone.range(0, u64::MAX).count() as u64, ENTRIES / 2);
+    // Cut off in the middle it is given up as a whole, too.
+    clone.remove(0, u64::MAX, &mut live);
+    assert!(live.extents() > ENTRIES / 2 - 2 * LEAF_MAX as u64);
+    live.lose_discarded(usize::MAX);
+    assert_eq!((live.total(), live.extents(), live.memory()), (0, 0, 0));
+}
+
+#[test]
 fn a_million_random_extents_stay_small() {
     let mut dice = Dice(1);
     let mut order: Vec<u32> = (0..MILLION as u32).collect();
