@@ -27,8 +27,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// Chunks of one request to the remote at most: 1 MiB, so that a large read is several streams.
-const RUN_CHUNKS_MAX: u32 = 32;
+/// Chunks of one request to the remote at most: what a MiB of a payload is spread over, with heads
+/// of batches in it and a cut chunk on either side. A large read is several streams.
+const RUN_CHUNKS_MAX: u32 = 36;
 
 /// Times that bytes which fail their checksum are asked for.
 const TRIES: u32 = 5;
@@ -41,6 +42,8 @@ const TABLE: u32 = u32::MAX;
 pub(super) struct Fetch {
     result: RefCell<Option<Result<Bytes>>>,
     done: Signal,
+    /// It has been asked for, and not only been lined up.
+    is_begun: Cell<bool>,
     /// Somebody who waits for it may come again.
     is_kept: Cell<bool>,
 }
@@ -110,7 +113,10 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// The fetches of chunks: those under way, and new ones for runs of the others.
+    /// The fetches of chunks: those under way, and new ones for the others.
+    ///
+    /// What is new is asked for at the loop's next turn, so that what follows it and is wanted by
+    /// then, as the next part of the same read, is in the same request.
     fn start_fetches(
         &self,
         held: &Rc<Held>,
@@ -118,37 +124,60 @@ impl<D: Driver> Shard<D> {
     ) -> Vec<Rc<Fetch>> {
         let mut state = self.state();
         let mut fetches = Vec::new();
-        let mut runs: Vec<(u32, Vec<Rc<Fetch>>)> = Vec::new();
+        let mut starts = Vec::new();
+        let mut follows = false;
         for chunk in chunks {
             if let Some(fetch) = state.fetches.get(&(held.id, chunk)) {
                 mark("fetch shared");
                 fetches.push(fetch.clone());
+                follows = false;
                 continue;
             }
             let fetch = Rc::new(Fetch::default());
             state.fetches.insert((held.id, chunk), fetch.clone());
-            fetches.push(fetch.clone());
-            match runs.last_mut() {
-                Some((start, run))
-                    if *start + run.len() as u32 == chunk
-                        && (run.len() as u32) < RUN_CHUNKS_MAX =>
-                {
-                    run.push(fetch);
-                }
-                _ => runs.push((chunk, vec![fetch])),
+            fetches.push(fetch);
+            if !follows {
+                starts.push(chunk);
             }
+            follows = true;
         }
         drop(state);
-        for (start, run) in runs {
-            let (shard, held) = (self.clone(), held.clone());
-            self.0
-                .driver
-                .spawn(async move { shard.fetch_run(&held, start, run).await });
+        for start in starts {
+            self.spawn_run(held, start);
         }
         fetches
     }
 
-    async fn fetch_run(&self, held: &Rc<Held>, start: u32, run: Vec<Rc<Fetch>>) {
+    fn spawn_run(&self, held: &Rc<Held>, start: u32) {
+        let (shard, held) = (self.clone(), held.clone());
+        self.0
+            .driver
+            .spawn(async move { shard.fetch_run(&held, start).await });
+    }
+
+    /// Takes the chunks from `start` on that nobody has begun with, and leaves what is too much for
+    /// one request to another.
+    fn begin_run(&self, held: &Rc<Held>, start: u32) -> Vec<Rc<Fetch>> {
+        let state = self.0.state.borrow();
+        let lined_up = |chunk| {
+            let fetch = state.fetches.get(&(held.id, chunk));
+            fetch.filter(|fetch| !fetch.is_begun.get()).cloned()
+        };
+        let end = start + RUN_CHUNKS_MAX;
+        let run: Vec<Rc<Fetch>> = (start..end).map_while(lined_up).collect();
+        run.iter().for_each(|fetch| fetch.is_begun.set(true));
+        if run.len() as u32 == RUN_CHUNKS_MAX && lined_up(end).is_some() {
+            self.spawn_run(held, end);
+        }
+        run
+    }
+
+    async fn fetch_run(&self, held: &Rc<Held>, start: u32) {
+        let run = self.begin_run(held, start);
+        if run.is_empty() {
+            mark("fetched with what it follows");
+            return;
+        }
         let first = start * CHUNK_PAGES;
         let count = (run.len() as u32 * CHUNK_PAGES).min(held.pages.get() - first);
         let result = self.fetch_checked(held, first, count).await;
