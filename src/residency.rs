@@ -23,7 +23,7 @@ const SUMS_BYTES_MAX: usize = 8 << 20;
 
 /// Checkpoints that must be begun after a segment's last reference went, before its file is used
 /// again. Two, so that either of the two newest checkpoints can be lost.
-const CHECKPOINTS_TO_FREE: u8 = 2;
+pub(crate) const CHECKPOINTS_TO_FREE: u8 = 2;
 
 /// Files without a segment count only below this, so that a stray name cannot use the numbers up.
 const STRAY_MAX: u64 = NUMBER_MAX / 2;

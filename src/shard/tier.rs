@@ -504,7 +504,9 @@ impl<D: Driver> Shard<D> {
         }
         let stuck = tier.stuck.iter().find(|(id, _)| {
             let held = state.segments.find(**id);
-            held.is_some_and(|held| held.lsns.get().0 <= lsn)
+            // What is dead goes, and the bucket gets a checkpoint instead.
+            let is_given_up = state.is_stuck_and_dead(**id);
+            held.is_some_and(|held| held.lsns.get().0 <= lsn) && !is_given_up
         });
         // With everything else uploaded there is nothing to wait for.
         let idle = tier.uploading.is_empty() && state.next_upload().is_none();

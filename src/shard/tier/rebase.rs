@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
 use crate::marks::mark;
 use crate::remote::Created;
-use crate::residency::Needed;
+use crate::residency::{CHECKPOINTS_TO_FREE, Needed};
 use crate::types::PAGE;
 use crate::upload::manifest::{Base, base_name};
 use crate::upload::{Cause, Wanted};
@@ -27,7 +27,8 @@ impl Tier {
 }
 
 impl State {
-    /// Whether segments are gone that would have to come next, so that only a checkpoint helps.
+    /// Whether segments are gone that would have to come next, or are to go, so that only a
+    /// checkpoint helps.
     fn has_gap(&self) -> bool {
         let Some(tier) = &self.tier else { return false };
         // What was handed over may wait for what comes behind the gap.
@@ -35,6 +36,9 @@ impl State {
             return false;
         };
         let (state, end) = self.extended(before.clone());
+        if matches!(end, End::Waits(id) if self.is_stuck_and_dead(id)) {
+            return true;
+        }
         let first = |id| self.segments.find(id).map(|held| held.lsns.get().0);
         let behind = match end {
             End::Log => Some(self.log.end().next_lsn),
@@ -156,6 +160,7 @@ impl<D: Driver> Shard<D> {
 
     async fn try_rebase(&self) -> Result<Uploaded> {
         self.seal_open().await?;
+        self.free_stuck().await?;
         // Also when nothing has changed but that a segment was sealed: the list of those counts.
         self.checkpoint_anyway().await?;
         let (newest, mut held) = {
@@ -189,6 +194,23 @@ impl<D: Driver> Shard<D> {
             covers: newest.covers,
             held,
         })
+    }
+
+    /// Frees what is dead and cannot be uploaded.
+    async fn free_stuck(&self) -> Result<()> {
+        for _ in 0..CHECKPOINTS_TO_FREE {
+            let is_any_left = {
+                let state = self.0.state.borrow();
+                let mut all = state.segments.iter();
+                all.any(|held| state.is_stuck_and_dead(held.id))
+            };
+            if !is_any_left {
+                break;
+            }
+            mark("freed what could not be uploaded");
+            self.checkpoint_anyway().await?;
+        }
+        Ok(())
     }
 
     /// Uploads a checkpoint of all there is, and waits until it counts, if that is of any use: few

@@ -6,7 +6,7 @@
 //! Invariants are those of the parent module.
 
 use super::super::{Shard, State};
-use super::{READ_PAGES, RETRY_PAUSE};
+use super::{READ_PAGES, RETRY_PAUSE, Tier};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
 use crate::log::objects;
@@ -49,6 +49,13 @@ impl State {
             held.is_sealed() && !held.is_uploaded() && !begun && !resting
         };
         self.segments.iter().find(waits).cloned()
+    }
+
+    /// Whether nothing refers to a segment that could not be uploaded: after a crash, its file may
+    /// have been another's already.
+    pub(super) fn is_stuck_and_dead(&self, id: SegmentId) -> bool {
+        let is_stuck = |tier: &Tier| tier.stuck.contains_key(&id);
+        self.tier.as_ref().is_some_and(is_stuck) && self.map.live.bytes(id) == 0
     }
 }
 
