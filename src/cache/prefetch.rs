@@ -2,8 +2,9 @@
 //!
 //! A pure state machine: it is told of reads and answers with ranges to be read ahead. It sees
 //! those reads only that the read buffer did not serve, and, of those that it did, the ones that
-//! come to the edge of what was read ahead last. So two windows of a stream are ahead of its reader
-//! at most: the one that is being used, and the one behind its edge.
+//! come to the beginning of a window. A stream has `WINDOWS_MAX` windows at most: the one that is
+//! being used, and those ahead of it, so that the way to the device or the remote is never empty
+//! while its reader waits for the next one.
 //!
 //! A read that begins where another of the same payload ended, to the page, makes a stream; so does
 //! one that ends where another began; other steps, when two equal ones have been seen. Reads of
@@ -11,7 +12,8 @@
 //!
 //! Invariants:
 //! 1. A first read makes no stream, and reads nothing ahead.
-//! 2. A window is at most `window_max`, and twice as large as the one before at most.
+//! 2. A window is at most `window_max`, and twice as large as the one before at most; four times
+//!    where the way is long.
 //! 3. What is remembered is bounded: `SEEN_MAX` reads, `STREAMS_MAX` streams.
 //!
 //! Deliberately not here: what is resident already, and I/O; see `shard::ahead`.
@@ -23,6 +25,14 @@ use std::ops::Range;
 /// The first window: as much as one device request of good size, so that a stream of two reads has
 /// cost no more than one.
 const WINDOW_MIN: u64 = 128 << 10;
+
+/// Windows of a stream: what is used, what arrives, and what has just been asked for.
+pub(crate) const WINDOWS_MAX: u64 = 3;
+
+/// How much larger each window is than the one before. What is far away is waited for once in each
+/// window until these are large enough for the way, so they grow faster.
+const GROWTH: u64 = 2;
+const GROWTH_FAR: u64 = 4;
 
 /// Reads that are remembered to find a stream's beginning in.
 const SEEN_MAX: usize = 32;
@@ -61,8 +71,9 @@ struct Stream {
     motion: Motion,
     /// From here on what was read ahead may not have been used yet.
     tail: u64,
-    /// A read that comes here asks for the next window.
+    /// A read that comes here asks for the next window: the window before the newest.
     edge: u64,
+    newest: u64,
     /// Where the next window begins.
     next: u64,
     /// Bytes of the next window.
@@ -97,26 +108,35 @@ impl Prefetch {
         }
     }
 
-    /// A payload of `size` bytes is read. Returns what to read ahead, in the order in which it will
-    /// be wanted.
+    /// Whether a read goes on with a stream.
+    pub(crate) fn follows(&self, payload: PayloadNo, read: &Range<u64>) -> bool {
+        let read = pages(read);
+        let mut all = self.streams.iter();
+        all.any(|it| it.payload == payload && it.contains(&read))
+    }
+
+    /// A payload of `size` bytes is read. Returns what to read ahead, by windows, in the order in
+    /// which it will be wanted. `is_far`: it comes a long way.
     pub(crate) fn note(
         &mut self,
         payload: PayloadNo,
         read: Range<u64>,
         size: u64,
-    ) -> Vec<Range<u64>> {
+        is_far: bool,
+    ) -> Vec<Vec<Range<u64>>> {
         if self.window_max == 0 || read.is_empty() {
             return Vec::new();
         }
         self.turn += 1;
-        let read = read.start / PAGE_BYTES * PAGE_BYTES..read.end.next_multiple_of(PAGE_BYTES);
+        let read = pages(&read);
+        let growth = if is_far { GROWTH_FAR } else { GROWTH };
         let index = match self.follow(payload, &read) {
             Some(index) => Some(index),
             None => self.begin(payload, &read),
         };
         self.remember(payload, &read);
         match index {
-            Some(index) => self.advance(index, &read, size),
+            Some(index) => self.advance(index, &read, size, growth),
             None => Vec::new(),
         }
     }
@@ -166,6 +186,7 @@ impl Prefetch {
             motion,
             tail: here,
             edge: here,
+            newest: here,
             next,
             window: WINDOW_MIN.min(self.window_max),
             jumps: 0,
@@ -185,20 +206,33 @@ impl Prefetch {
         });
     }
 
-    /// The next window of a stream, if its reader has come to the edge.
-    fn advance(&mut self, index: usize, read: &Range<u64>, size: u64) -> Vec<Range<u64>> {
+    /// The next windows of a stream, if its reader has come to the edge.
+    fn advance(
+        &mut self,
+        index: usize,
+        read: &Range<u64>,
+        size: u64,
+        growth: u64,
+    ) -> Vec<Vec<Range<u64>>> {
         let (turn, window_max) = (self.turn, self.window_max);
         let stream = &mut self.streams[index];
         (stream.jumps, stream.used_at) = (0, turn);
-        if !stream.reaches_edge(read) {
-            return Vec::new();
+        let mut windows = Vec::new();
+        while stream.reaches_edge(read) {
+            let ahead = stream.next_window(read, size);
+            if ahead.is_empty() {
+                break;
+            }
+            stream.window = (stream.window * growth).min(window_max);
+            windows.push(ahead);
         }
-        let ahead = stream.next_window(read, size);
-        if !ahead.is_empty() {
-            stream.window = (stream.window * 2).min(window_max);
-        }
-        ahead
+        windows
     }
+}
+
+/// A range, to whole pages.
+fn pages(range: &Range<u64>) -> Range<u64> {
+    range.start / PAGE_BYTES * PAGE_BYTES..range.end.next_multiple_of(PAGE_BYTES)
 }
 
 impl Stream {
@@ -267,7 +301,9 @@ impl Stream {
             }
             Motion::Strided { step, len } => self.strides(from, (step, len), size),
         };
-        (self.tail, self.edge, self.next) = (self.edge, from, next);
+        let is_first = self.tail == self.newest;
+        let edge = if is_first { from } else { self.newest };
+        (self.tail, self.edge, self.newest, self.next) = (self.edge, edge, from, next);
         ranges.retain(|range: &Range<u64>| !range.is_empty());
         ranges
     }

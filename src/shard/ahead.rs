@@ -13,7 +13,7 @@
 
 use super::cached::KEPT_BYTES_MAX;
 use super::{Params, Shard, State};
-use crate::cache::prefetch::Prefetch;
+use crate::cache::prefetch::{Prefetch, WINDOWS_MAX};
 use crate::cache::table::Origin;
 use crate::io::Driver;
 use crate::marks::mark;
@@ -58,10 +58,10 @@ pub(super) struct Ahead {
 impl Ahead {
     pub(super) fn new(params: &Params) -> Ahead {
         let bytes_max = params.config.prefetch_bytes_max / params.shards as u64;
-        // A stream has two windows ahead; they and a few other things should fit the buffer.
-        let most = params.read_buffer_bytes() / 4;
+        // A stream's windows and a few other things should fit the buffer.
+        let most = params.read_buffer_bytes() / (WINDOWS_MAX + 2);
         Ahead {
-            prefetch: Prefetch::new(most.min(bytes_max / 2)),
+            prefetch: Prefetch::new(most.min(bytes_max / WINDOWS_MAX)),
             jobs: VecDeque::new(),
             flights: Vec::new(),
             unit: UNIT_BYTES.min(most / PAGE_BYTES * PAGE_BYTES),
@@ -90,7 +90,7 @@ impl Ahead {
         }
     }
 
-    /// Cuts ranges into reads, and lines them up. `edge`: using the first asks for more.
+    /// Cuts a window into reads, and lines them up: using the first asks for more.
     fn line_up(&mut self, number: PayloadNo, id: &PayloadId, ranges: Vec<Range<u64>>) {
         let mut edge = true;
         for range in ranges {
@@ -138,12 +138,12 @@ impl Ahead {
 }
 
 impl State {
-    /// Whether a read begins with bytes that are in the remote only.
-    fn is_far(&self, job: &Job) -> bool {
-        let Some(payload) = self.map.payload(job.number) else {
+    /// Whether a range begins with bytes that are in the remote only.
+    fn is_far(&self, number: PayloadNo, range: &Range<u64>) -> bool {
+        let Some(payload) = self.map.payload(number) else {
             return false;
         };
-        let first = payload.extents.range(job.range.start, job.range.end).next();
+        let first = payload.extents.range(range.start, range.end).next();
         first.is_some_and(|extent| !self.is_here(extent.at(), 1).0)
     }
 }
@@ -164,8 +164,13 @@ impl<D: Driver> Shard<D> {
         if offset >= end {
             return;
         }
-        let ranges = state.ahead.prefetch.note(number, offset..end, size);
-        state.ahead.line_up(number, id, ranges);
+        let (range, prefetch) = (offset..end, &state.ahead.prefetch);
+        // Behind the reader: what it reads may be here by now.
+        let behind = end..end.saturating_add(UNIT_BYTES);
+        let is_far = prefetch.follows(number, &range) && state.is_far(number, &behind);
+        for window in state.ahead.prefetch.note(number, range, size, is_far) {
+            state.ahead.line_up(number, id, window);
+        }
         if !is_hit && end - offset <= KEPT_BYTES_MAX {
             let whole = end.next_multiple_of(PAGE_BYTES).min(size);
             let range = offset / PAGE_BYTES * PAGE_BYTES..whole;
@@ -188,7 +193,7 @@ impl<D: Driver> Shard<D> {
     fn next_job(&self, state: &mut State) -> Option<Job> {
         while state.ahead.flights.len() < READS_MAX {
             let mut job = state.ahead.jobs.pop_front()?;
-            if state.is_far(&job) {
+            if state.is_far(job.number, &job.range) {
                 state.ahead.join_following(&mut job);
             }
             let pages = job.range.start / PAGE_BYTES..job.range.end.div_ceil(PAGE_BYTES);

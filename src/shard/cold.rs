@@ -23,6 +23,7 @@ use crate::sync::signal::Signal;
 use crate::types::{PAGE, SegmentId};
 use crate::upload::manifest::segment_name;
 use bytes::{Bytes, BytesMut};
+use futures_util::future::join;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -206,11 +207,11 @@ impl<D: Driver> Shard<D> {
     }
 
     async fn fetch_once(&self, held: &Rc<Held>, first: u32, count: u32) -> Result<Bytes> {
-        let sums = self.load_sums(held).await?;
         let offset = objects::page_offset(held.pages.get(), first);
-        let bytes = self
-            .get(held, offset, u64::from(count) * PAGE as u64)
-            .await?;
+        let bytes = self.get(held, offset, u64::from(count) * PAGE as u64);
+        // At once: the first fetch of a segment would wait twice otherwise.
+        let (sums, bytes) = join(self.load_sums(held), bytes).await;
+        let (sums, bytes) = (sums?, bytes?);
         mark("fetched from the remote");
         for (page, index) in bytes.chunks_exact(PAGE).zip(first..) {
             let good = is_good_page(held.identity, index, page, &sums);

@@ -12,9 +12,9 @@ fn prefetch() -> Prefetch {
     Prefetch::new(1 << 20)
 }
 
-/// What a read of `[start, start + len)` asks for, as one range if it is one.
+/// What a read of `[start, start + len)` asks for, all windows in a row.
 fn note(prefetch: &mut Prefetch, start: u64, len: u64) -> Vec<Range<u64>> {
-    prefetch.note(A, start..start + len, SIZE)
+    prefetch.note(A, start..start + len, SIZE, false).concat()
 }
 
 // scenario 130
@@ -22,19 +22,38 @@ fn note(prefetch: &mut Prefetch, start: u64, len: u64) -> Vec<Range<u64>> {
 fn the_second_read_in_order_begins_a_window_that_doubles_up_to_the_cap() {
     let mut prefetch = prefetch();
     assert!(note(&mut prefetch, 0, 64 * KIB).is_empty(), "a first read");
-    let mut window = 128 * KIB;
-    let mut at = 64 * KIB;
-    let mut from = 128 * KIB;
-    // Each read that comes to the edge of the last window asks for the next.
-    for _ in 0..7 {
-        let ranges = note(&mut prefetch, at, 64 * KIB);
-        assert_eq!(ranges, [from..from + window]);
-        (at, from) = (from, from + window);
-        window = (2 * window).min(1 << 20);
+    let window = |n: u64| {
+        let start = |n: u64| match n {
+            0..4 => KIB * (128 << n),
+            _ => KIB * 1024 * (n - 2),
+        };
+        start(n)..start(n + 1)
+    };
+    assert_eq!(note(&mut prefetch, 64 * KIB, 64 * KIB), [window(0)]);
+    // The reader has one window, and two are ahead of it.
+    let two = note(&mut prefetch, window(0).start, 64 * KIB);
+    assert_eq!(two, [window(1), window(2)]);
+    for n in 1..8 {
+        let first = window(n).start;
+        assert_eq!(note(&mut prefetch, first, 64 * KIB), [window(n + 2)]);
+        // What is not at the beginning of a window asks for nothing.
+        assert!(note(&mut prefetch, first + 64 * KIB, 64 * KIB).is_empty());
     }
-    // What is not at the edge asks for nothing.
-    let before = at - 64 * KIB;
-    assert!(note(&mut prefetch, before, 64 * KIB).is_empty());
+    assert_eq!(window(7).end - window(7).start, 1 << 20);
+}
+
+#[test]
+fn what_is_far_grows_faster() {
+    let mut prefetch = prefetch();
+    let mut far = |start: u64| {
+        prefetch
+            .note(A, start..start + 64 * KIB, SIZE, true)
+            .concat()
+    };
+    assert!(far(0).is_empty(), "a first read");
+    assert_eq!(far(64 * KIB), [128 * KIB..256 * KIB], "nobody knows yet");
+    let two = far(128 * KIB);
+    assert_eq!(two, [256 * KIB..768 * KIB, 768 * KIB..1792 * KIB]);
 }
 
 // scenario 130
@@ -46,7 +65,8 @@ fn parts_of_pages_count_as_their_pages() {
     let ranges = note(&mut prefetch, 4100, 512);
     assert_eq!(ranges, [8 * KIB..136 * KIB]);
     assert!(note(&mut prefetch, 4700, 100).is_empty(), "nothing new");
-    assert_eq!(note(&mut prefetch, 8 * KIB, 1), [136 * KIB..392 * KIB]);
+    let two = note(&mut prefetch, 8 * KIB, 1);
+    assert_eq!(two, [136 * KIB..392 * KIB, 392 * KIB..904 * KIB]);
 }
 
 // scenario 130
@@ -58,10 +78,10 @@ fn a_stream_backwards_is_read_from_its_near_end() {
     let ranges = note(&mut prefetch, (1 << 20) - read, read);
     let end = (1 << 20) - read;
     assert_eq!(ranges, [end - 128 * KIB..end]);
-    let next = note(&mut prefetch, end - read, read);
+    let next = prefetch.note(A, end - read..end, SIZE, false);
     let far = end - 128 * KIB;
     let halves = [far - 128 * KIB..far, far - 256 * KIB..far - 128 * KIB];
-    assert_eq!(next, halves);
+    assert_eq!((next.len(), &next[0][..]), (2, &halves[..]));
     // And not below the beginning.
     let mut prefetch = Prefetch::new(1 << 20);
     note(&mut prefetch, 40 * KIB, 8 * KIB);
@@ -84,8 +104,11 @@ fn equal_steps_make_a_stream_of_pieces() {
         let expected: Vec<_> = (3..35).map(|n| place(n)..place(n) + 4 * KIB).collect();
         assert_eq!(pieces, expected, "128 KiB of them");
         assert!(note(&mut prefetch, place(2), 4 * KIB).is_empty(), "again");
-        let next = note(&mut prefetch, place(35), 4 * KIB);
-        let expected: Vec<_> = (36..100).map(|n| place(n)..place(n) + 4 * KIB).collect();
+        let next = note(&mut prefetch, place(3), 4 * KIB);
+        let expected: Vec<_> = (35..163).map(|n| place(n)..place(n) + 4 * KIB).collect();
+        assert_eq!(next, expected, "two windows behind the reader's");
+        let next = note(&mut prefetch, place(163), 4 * KIB);
+        let expected: Vec<_> = (164..292).map(|n| place(n)..place(n) + 4 * KIB).collect();
         assert_eq!(next, expected, "behind the reader");
     }
 }
@@ -135,10 +158,10 @@ fn nothing_is_asked_for_behind_the_end() {
     let size = 200 * KIB + 5;
     let read = |prefetch: &mut Prefetch, start: u64| {
         let end = (start + 64 * KIB).min(size);
-        prefetch.note(A, start..end, size)
+        prefetch.note(A, start..end, size, false)
     };
     assert!(read(&mut prefetch, 0).is_empty());
-    assert_eq!(read(&mut prefetch, 64 * KIB), [128 * KIB..size]);
+    assert_eq!(read(&mut prefetch, 64 * KIB), [[128 * KIB..size]]);
     assert!(read(&mut prefetch, 128 * KIB).is_empty());
     assert!(read(&mut prefetch, 192 * KIB).is_empty());
 }
@@ -148,10 +171,10 @@ fn streams_are_bounded_and_of_one_payload_each() {
     let mut prefetch = prefetch();
     for n in 0..100 {
         let payload = PayloadNo(n);
-        prefetch.note(payload, 0..4096, SIZE);
+        prefetch.note(payload, 0..4096, SIZE, false);
         let other = PayloadNo(n + 1000);
-        assert!(prefetch.note(other, 4096..8192, SIZE).is_empty());
-        assert!(!prefetch.note(payload, 4096..8192, SIZE).is_empty());
+        assert!(prefetch.note(other, 4096..8192, SIZE, false).is_empty());
+        assert!(!prefetch.note(payload, 4096..8192, SIZE, false).is_empty());
         assert!(prefetch.streams.len() <= STREAMS_MAX);
     }
 }
