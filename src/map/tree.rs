@@ -29,7 +29,7 @@ mod node;
 mod pass;
 
 pub(crate) use discarded::Discarded;
-pub(crate) use dump::{Loader, NodeRef};
+pub(crate) use dump::{Dumping, Loader, NodeRef};
 pub(crate) use entries::Numbers;
 
 use entries::Entries;

@@ -14,7 +14,7 @@ use crate::log::checkpoint::{Encoder, Item, identity};
 use crate::log::writer::LogEnd;
 use crate::map::Payload;
 use crate::map::extent::{Mapped, Zeroed};
-use crate::map::tree::{Entry, NodeRef, Tree};
+use crate::map::tree::{Dumping, Entry, NodeRef};
 use crate::marks::{mark, planted};
 use crate::retention::RetentionPolicy;
 use crate::stats::Stage;
@@ -27,6 +27,12 @@ const LOG_PER_CHECKPOINT: u64 = 20;
 
 /// Log that is replayed without a thought: 16 MiB take about 10 ms to read.
 const LOG_BYTES_MIN: u64 = 16 << 20;
+
+/// Leaves that are dumped between two looks at other work: about 50 us.
+const LEAVES_PER_STEP: usize = 8;
+
+/// Payloads of a snapshot that are given back between two looks at other work.
+const PAYLOADS_PER_STEP: usize = 256;
 
 /// Checkpoints that are kept.
 const CHECKPOINTS_KEPT: usize = 2;
@@ -254,13 +260,7 @@ impl<D: Driver> Shard<D> {
         while result.as_ref().is_err_and(is_full) && self.make_room_for_checkpoint().await {
             result = self.write_checkpoint(&begun).await;
         }
-        {
-            let mut state = self.state();
-            begun
-                .payloads
-                .into_iter()
-                .for_each(|(_, payload)| state.map.release(payload));
-        }
+        self.give_back(begun.payloads).await;
         let kept = Kept {
             sequence: begun.sequence,
             bytes: result?,
@@ -340,6 +340,17 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Gives a snapshot back.
+    async fn give_back(&self, payloads: Vec<(PayloadNo, Payload)>) {
+        let mut payloads = payloads.into_iter();
+        while payloads.len() > 0 {
+            for (_, payload) in payloads.by_ref().take(PAYLOADS_PER_STEP) {
+                self.state().map.release(payload);
+            }
+            self.yield_now().await;
+        }
+    }
+
     async fn write_checkpoint(&self, begun: &Begun) -> Result<u64> {
         // What the checkpoint refers to is durable before the checkpoint is.
         if !planted("checkpoint_before_log") {
@@ -383,48 +394,69 @@ impl<D: Driver> Shard<D> {
             .await?;
         let params = &self.0.params;
         let mut out = Out {
+            file,
             encoder: Encoder::new(identity(&params.store, params.shard, begun.sequence)),
             full: VecDeque::new(),
+            written: 0,
         };
-        let mut bytes = 0;
         for item in &begun.head {
             out.push(item);
-            bytes += self.drain_chunks(&file, &mut out, bytes).await?;
+            self.drain_chunks(&mut out).await?;
         }
         let pass = self.state().map.begin_pass();
         let (mut extents, mut zeroed) = (0, 0);
         for (number, payload) in &begun.payloads {
+            let begun = payload.extents.begin_dump(pass);
+            let extents = self.dump(begun, &mut extents, &mut out, Out::push_extents);
+            let extents = extents.await?;
+            let begun = payload.zeroed.begin_dump(pass);
+            let zeroed = self.dump(begun, &mut zeroed, &mut out, Out::push_zeroed);
             let item = Item::Payload {
                 payload: *number,
                 generation: payload.generation,
                 id: payload.id.clone(),
                 size: payload.size,
                 cut: payload.cut,
-                extents: dump_extents(&payload.extents, pass, &mut extents, &mut out),
-                zeroed: dump_zeroed(&payload.zeroed, pass, &mut zeroed, &mut out),
+                extents,
+                zeroed: zeroed.await?,
             };
             out.push(&item);
-            bytes += self.drain_chunks(&file, &mut out, bytes).await?;
+            self.drain_chunks(&mut out).await?;
         }
         for &(payload, policy) in &begun.policies {
             out.push(&Item::Policy { payload, policy });
-            bytes += self.drain_chunks(&file, &mut out, bytes).await?;
+            self.drain_chunks(&mut out).await?;
         }
         let last = out.encoder.finish();
-        bytes += self.write_chunk(&file, &last, bytes).await?;
-        file.sync().await?;
+        out.written += self.write_chunk(&out.file, &last, out.written).await?;
+        out.file.sync().await?;
         let path = params.path(&checkpoint_name(begun.sequence));
         self.0.driver.rename(temporary, &path).await?;
         self.sync_dir().await?;
-        Ok(bytes)
+        Ok(out.written)
     }
 
-    async fn drain_chunks(&self, file: &D::File, out: &mut Out, offset: u64) -> io::Result<u64> {
-        let mut written = 0;
-        while let Some(chunk) = out.full.pop_front() {
-            written += self.write_chunk(file, &chunk, offset + written).await?;
+    /// Dumps a tree, letting others run in between. Returns the index of its root.
+    async fn dump<E: Entry>(
+        &self,
+        mut dumping: Dumping<E>,
+        next: &mut u32,
+        out: &mut Out<D::File>,
+        push: fn(&mut Out<D::File>, NodeRef<'_, E>),
+    ) -> io::Result<Option<u32>> {
+        while !dumping.step(LEAVES_PER_STEP, next, &mut |node| push(out, node)) {
+            mark("dumped in steps");
+            self.drain_chunks(out).await?;
+            self.yield_now().await;
         }
-        Ok(written)
+        Ok(dumping.root())
+    }
+
+    async fn drain_chunks(&self, out: &mut Out<D::File>) -> io::Result<()> {
+        while let Some(chunk) = out.full.pop_front() {
+            out.written += self.write_chunk(&out.file, &chunk, out.written).await?;
+        }
+        Ok(())
     }
 
     async fn write_chunk(&self, file: &D::File, chunk: &[u8], offset: u64) -> io::Result<u64> {
@@ -509,34 +541,36 @@ struct Begun {
     dead: Vec<SegmentId>,
 }
 
-/// Chunks on their way to a checkpoint's file.
-struct Out {
+/// A checkpoint's file, and chunks on their way to it.
+struct Out<F> {
+    file: F,
     encoder: Encoder,
     full: VecDeque<Vec<u8>>,
+    written: u64,
 }
 
-impl Out {
+impl<F> Out<F> {
     fn push(&mut self, item: &Item) {
         self.full.extend(self.encoder.push(item));
     }
-}
 
-fn dump_extents(tree: &Tree<Mapped>, pass: u64, next: &mut u32, out: &mut Out) -> Option<u32> {
-    tree.dump(pass, next, &mut |node| match node {
-        NodeRef::Leaf(entries) => {
-            let entry = |e: &Mapped| (e.start(), (e.end() - e.start()) as u32, e.at());
-            out.push(&Item::ExtentLeaf(entries.iter().map(entry).collect()));
-        }
-        NodeRef::Inner(children) => out.push(&Item::ExtentInner(children.to_vec())),
-    })
-}
+    fn push_extents(&mut self, node: NodeRef<'_, Mapped>) {
+        self.push(&match node {
+            NodeRef::Leaf(entries) => {
+                let entry = |e: &Mapped| (e.start(), (e.end() - e.start()) as u32, e.at());
+                Item::ExtentLeaf(entries.iter().map(entry).collect())
+            }
+            NodeRef::Inner(children) => Item::ExtentInner(children.to_vec()),
+        });
+    }
 
-fn dump_zeroed(tree: &Tree<Zeroed>, pass: u64, next: &mut u32, out: &mut Out) -> Option<u32> {
-    tree.dump(pass, next, &mut |node| match node {
-        NodeRef::Leaf(entries) => {
-            let entry = |e: &Zeroed| (e.start(), e.end());
-            out.push(&Item::ZeroedLeaf(entries.iter().map(entry).collect()));
-        }
-        NodeRef::Inner(children) => out.push(&Item::ZeroedInner(children.to_vec())),
-    })
+    fn push_zeroed(&mut self, node: NodeRef<'_, Zeroed>) {
+        self.push(&match node {
+            NodeRef::Leaf(entries) => {
+                let entry = |e: &Zeroed| (e.start(), e.end());
+                Item::ZeroedLeaf(entries.iter().map(entry).collect())
+            }
+            NodeRef::Inner(children) => Item::ZeroedInner(children.to_vec()),
+        });
+    }
 }

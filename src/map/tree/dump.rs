@@ -31,65 +31,128 @@ pub(crate) enum NodeRef<'a, E> {
 }
 
 impl<E: Entry> Tree<E> {
-    /// Emits every node that this pass has not emitted yet, children before their parents.
-    ///
-    /// `next_index` counts them. Returns the index of the root; an empty tree has none. An index
-    /// names what the node was when it was emitted: a rewrite afterwards does not show in it.
+    /// A dump of the tree as it is, of the nodes that this pass has not dumped yet.
+    pub(crate) fn begin_dump(&self, pass: u64) -> Dumping<E> {
+        assert_ne!(pass, 0);
+        Dumping {
+            pass,
+            next: self.root.clone(),
+            path: Vec::new(),
+            root: None,
+        }
+    }
+
+    /// Emits every node that this pass has not emitted yet. Returns the index of the root; an empty
+    /// tree has none.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn dump(
         &self,
         pass: u64,
         next_index: &mut u32,
         emit: &mut dyn FnMut(NodeRef<'_, E>),
     ) -> Option<u32> {
-        assert_ne!(pass, 0);
-        let mut dump = Dump {
-            pass,
-            next_index,
-            emit,
-        };
-        let mut top = dump.node(self.root.as_ref()?);
-        while top.len() > 1 {
-            top = dump.inner(&top.collect::<Vec<u32>>());
-        }
-        Some(top.start)
+        let mut dumping = self.begin_dump(pass);
+        assert!(dumping.step(usize::MAX, next_index, emit), "no end");
+        dumping.root()
     }
 }
 
-struct Dump<'a, E> {
+/// A dump under way.
+pub(crate) struct Dumping<E> {
     pass: u64,
+    /// What is looked at next, below the last node of the path.
+    next: Option<Link<E>>,
+    /// Inner nodes, from the root on, of which some children are dumped.
+    path: Vec<Begun<E>>,
+    root: Option<Range<u32>>,
+}
+
+/// An inner node, and the indices of its children so far.
+struct Begun<E> {
+    link: Link<E>,
+    children_done: usize,
+    indices: Vec<u32>,
+}
+
+impl<E: Entry> Dumping<E> {
+    /// The root's index; none: the tree is empty, or the dump is not at its end.
+    pub(crate) fn root(&self) -> Option<u32> {
+        self.root.as_ref().map(|root| root.start)
+    }
+
+    /// Goes on for up to `leaves_max` leaves, children before their parents. True: this is the end.
+    ///
+    /// `next_index` counts the nodes that are emitted. An index names what the node was then: a
+    /// rewrite afterwards does not show in it.
+    pub(crate) fn step(
+        &mut self,
+        leaves_max: usize,
+        next_index: &mut u32,
+        emit: &mut dyn FnMut(NodeRef<'_, E>),
+    ) -> bool {
+        let mut out = Emit { next_index, emit };
+        for _ in 0..leaves_max {
+            let Some(mut link) = self.next.take() else {
+                return true;
+            };
+            while let (Link::Inner(inner), false) = (&link, link.stamp().is(self.pass)) {
+                let first = inner.children[0].link.clone();
+                self.path.push(Begun {
+                    link,
+                    children_done: 0,
+                    indices: Vec::new(),
+                });
+                link = first;
+            }
+            if let (Link::Leaf(leaf), false) = (&link, link.stamp().is(self.pass)) {
+                let entries: Vec<E> = leaf.entries.borrow().iter().collect();
+                let pieces = entries.chunks(even(entries.len(), LEAF_MAX));
+                let indices = out.all(pieces.map(NodeRef::Leaf));
+                link.stamp().dump(self.pass, &indices);
+            }
+            let indices = link.stamp().indices();
+            self.next = self.note(indices, &mut out);
+        }
+        self.next.is_none()
+    }
+
+    /// A node below the path is done. Ends those inner nodes that are done with it, and returns
+    /// what comes next.
+    fn note(&mut self, mut indices: Range<u32>, out: &mut Emit<'_, E>) -> Option<Link<E>> {
+        while let Some(last) = self.path.last_mut() {
+            last.indices.extend(indices);
+            last.children_done += 1;
+            let Link::Inner(inner) = &last.link else {
+                unreachable!("the path is of inner nodes");
+            };
+            if let Some(next) = inner.children.get(last.children_done) {
+                return Some(next.link.clone());
+            }
+            indices = out.inner(&last.indices);
+            last.link.stamp().dump(self.pass, &indices);
+            self.path.pop();
+        }
+        while indices.len() > 1 {
+            indices = out.inner(&indices.collect::<Vec<u32>>());
+        }
+        self.root = Some(indices);
+        None
+    }
+}
+
+/// Emits nodes, and counts them.
+struct Emit<'a, E> {
     next_index: &'a mut u32,
     emit: &'a mut dyn FnMut(NodeRef<'_, E>),
 }
 
-impl<E: Entry> Dump<'_, E> {
-    /// The indices of a node, which has several where it is more than one should hold.
-    fn node(&mut self, link: &Link<E>) -> Range<u32> {
-        if link.stamp().is(self.pass) {
-            return link.stamp().indices();
-        }
-        let indices = match link {
-            Link::Leaf(leaf) => {
-                let entries: Vec<E> = leaf.entries.borrow().iter().collect();
-                let pieces = entries.chunks(even(entries.len(), LEAF_MAX));
-                self.emit_all(pieces.map(NodeRef::Leaf))
-            }
-            Link::Inner(inner) => {
-                let children = inner.children.iter();
-                let children: Vec<u32> =
-                    children.flat_map(|child| self.node(&child.link)).collect();
-                self.inner(&children)
-            }
-        };
-        link.stamp().dump(self.pass, &indices);
-        indices
-    }
-
+impl<E: Entry> Emit<'_, E> {
     fn inner(&mut self, children: &[u32]) -> Range<u32> {
         let pieces = children.chunks(even(children.len(), INNER_MAX));
-        self.emit_all(pieces.map(NodeRef::Inner))
+        self.all(pieces.map(NodeRef::Inner))
     }
 
-    fn emit_all<'b>(&mut self, nodes: impl Iterator<Item = NodeRef<'b, E>>) -> Range<u32> {
+    fn all<'b>(&mut self, nodes: impl Iterator<Item = NodeRef<'b, E>>) -> Range<u32> {
         let first = *self.next_index;
         for node in nodes {
             (self.emit)(node);
