@@ -218,9 +218,14 @@ impl Prefetch {
         let stream = &mut self.streams[index];
         (stream.jumps, stream.used_at) = (0, turn);
         let mut windows = Vec::new();
-        while stream.reaches_edge(read) {
+        for _ in 1..WINDOWS_MAX {
+            let before = stream.next;
+            if !stream.reaches_edge(read) {
+                break;
+            }
             let ahead = stream.next_window(read, size);
-            if ahead.is_empty() {
+            // Downward, the last place of all has none behind it.
+            if ahead.is_empty() || stream.next == before {
                 break;
             }
             stream.window = (stream.window * growth).min(window_max);

@@ -115,6 +115,21 @@ fn equal_steps_make_a_stream_of_pieces() {
 
 // scenario 130
 #[test]
+fn equal_steps_down_to_the_beginning_end_there() {
+    let mut prefetch = prefetch();
+    let place = |n: u64| (10 - n) * 40 * KIB;
+    assert!(note(&mut prefetch, place(0), 4 * KIB).is_empty());
+    assert!(note(&mut prefetch, place(1), 4 * KIB).is_empty());
+    let pieces = note(&mut prefetch, place(2), 4 * KIB);
+    let expected: Vec<_> = (3..=10).map(|n| place(n)..place(n) + 4 * KIB).collect();
+    assert_eq!(pieces, expected);
+    for n in 3..=10 {
+        assert!(note(&mut prefetch, place(n), 4 * KIB).is_empty(), "{n}");
+    }
+}
+
+// scenario 130
+#[test]
 fn a_jump_begins_anew_and_several_end_a_stream() {
     let mut prefetch = prefetch();
     note(&mut prefetch, 0, 64 * KIB);
