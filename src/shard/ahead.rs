@@ -12,6 +12,7 @@
 //! Deliberately not here: what is part of a stream.
 
 use super::cached::KEPT_BYTES_MAX;
+use super::read::Source;
 use super::{Params, Shard, State};
 use crate::cache::prefetch::{Prefetch, WINDOWS_MAX};
 use crate::cache::table::Origin;
@@ -165,9 +166,13 @@ impl<D: Driver> Shard<D> {
             return;
         }
         let (range, prefetch) = (offset..end, &state.ahead.prefetch);
-        // Behind the reader: what it reads may be here by now.
-        let behind = end..end.saturating_add(UNIT_BYTES);
-        let is_far = prefetch.follows(number, &range) && state.is_far(number, &behind);
+        // Beside the reader, for what it reads may be here by now.
+        let near = [
+            end..end.saturating_add(UNIT_BYTES),
+            offset.saturating_sub(UNIT_BYTES)..offset,
+        ];
+        let is_far = || near.iter().any(|range| state.is_far(number, range));
+        let is_far = prefetch.follows(number, &range) && is_far();
         for window in state.ahead.prefetch.note(number, range, size, is_far) {
             state.ahead.line_up(number, id, window);
         }
@@ -253,7 +258,10 @@ impl<D: Driver> Shard<D> {
             }
             state.plan_exactly(&job.id, job.range.start, end)
         };
-        let Ok((plan, sources)) = planned else { return };
+        let Ok((plan, mut sources)) = planned else {
+            return;
+        };
+        sources.iter_mut().for_each(Source::read_ahead);
         let bytes: u64 = sources.iter().map(|source| source.device_bytes()).sum();
         if bytes == 0 {
             // It is in memory, or it is zeros.

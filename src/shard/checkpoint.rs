@@ -349,6 +349,8 @@ impl<D: Driver> Shard<D> {
             }
             self.yield_now().await;
         }
+        // What only it had is dead when the next one begins.
+        self.lose_discarded().await;
     }
 
     async fn write_checkpoint(&self, begun: &Begun) -> Result<u64> {

@@ -519,6 +519,8 @@ impl<D: Driver> Shard<D> {
                     .settle_step(pass, from, LEAVES_PER_STEP);
                 self.yield_now().await;
             }
+            // Walks do not come to what was given up.
+            self.lose_discarded().await;
             let state = self.0.state.borrow();
             if moved.iter().all(|id| state.map.live.bytes(*id) == 0) {
                 break;

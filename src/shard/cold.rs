@@ -45,6 +45,8 @@ pub(super) struct Fetch {
     done: Signal,
     /// It has been asked for, and not only been lined up.
     is_begun: Cell<bool>,
+    /// For whom it was lined up. Nobody waits for what others only may want.
+    interest: Option<Interest>,
     /// Somebody who waits for it may come again.
     is_kept: Cell<bool>,
 }
@@ -90,21 +92,17 @@ impl<D: Driver> Shard<D> {
         interest: Interest,
     ) -> Result<Bytes> {
         let chunks = first / CHUNK_PAGES..=(first + count - 1) / CHUNK_PAGES;
-        let fetches = self.start_fetches(held, chunks.clone());
-        for fetch in fetches.iter().filter(|_| interest == Interest::Lasting) {
+        let fetches = self.start_fetches(held, chunks.clone(), interest);
+        for fetch in fetches.iter().filter(|_| interest != Interest::Passing) {
             fetch.is_kept.set(true);
         }
+        // Copied also if it is one: it must not hold on to all that was fetched with it.
         let mut joined = BytesMut::new();
-        let mut single = None;
         for fetch in &fetches {
             let ready = || fetch.result.borrow().clone();
-            let bytes = fetch.done.until(ready).await?;
-            match fetches.len() {
-                1 => single = Some(bytes),
-                _ => joined.extend_from_slice(&bytes),
-            }
+            joined.extend_from_slice(&fetch.done.until(ready).await?);
         }
-        let bytes = single.unwrap_or_else(|| joined.freeze());
+        let bytes = joined.freeze();
         let start = (first - chunks.start() * CHUNK_PAGES) as usize * PAGE;
         let end = start + count as usize * PAGE;
         let short = || missing(held, "is shorter in the remote than it should be");
@@ -117,11 +115,12 @@ impl<D: Driver> Shard<D> {
     /// The fetches of chunks: those under way, and new ones for the others.
     ///
     /// What is new is asked for at the loop's next turn, so that what follows it and is wanted by
-    /// then, as the next part of the same read, is in the same request.
+    /// then for the same reason, as the next part of the same read, is in the same request.
     fn start_fetches(
         &self,
         held: &Rc<Held>,
         chunks: std::ops::RangeInclusive<u32>,
+        interest: Interest,
     ) -> Vec<Rc<Fetch>> {
         let mut state = self.state();
         let mut fetches = Vec::new();
@@ -134,7 +133,10 @@ impl<D: Driver> Shard<D> {
                 follows = false;
                 continue;
             }
-            let fetch = Rc::new(Fetch::default());
+            let fetch = Rc::new(Fetch {
+                interest: Some(interest),
+                ..Fetch::default()
+            });
             state.fetches.insert((held.id, chunk), fetch.clone());
             fetches.push(fetch);
             if !follows {
@@ -164,11 +166,17 @@ impl<D: Driver> Shard<D> {
             let fetch = state.fetches.get(&(held.id, chunk));
             fetch.filter(|fetch| !fetch.is_begun.get()).cloned()
         };
+        let Some(first) = lined_up(start) else {
+            return Vec::new();
+        };
         let end = start + RUN_CHUNKS_MAX;
-        let run: Vec<Rc<Fetch>> = (start..end).map_while(lined_up).collect();
+        let alike = |fetch: &Rc<Fetch>| fetch.interest == first.interest;
+        let run = (start..end).map_while(|chunk| lined_up(chunk).filter(alike));
+        let run: Vec<Rc<Fetch>> = run.collect();
         run.iter().for_each(|fetch| fetch.is_begun.set(true));
-        if run.len() as u32 == RUN_CHUNKS_MAX && lined_up(end).is_some() {
-            self.spawn_run(held, end);
+        let next = start + run.len() as u32;
+        if lined_up(next).is_some() {
+            self.spawn_run(held, next);
         }
         run
     }
@@ -179,19 +187,23 @@ impl<D: Driver> Shard<D> {
             mark("fetched with what it follows");
             return;
         }
-        let first = start * CHUNK_PAGES;
-        let count = (run.len() as u32 * CHUNK_PAGES).min(held.pages.get() - first);
-        let result = self.fetch_checked(held, first, count).await;
+        let count = run.len() as u32;
+        let result = self.fetch_chunks(held, start, count).await;
+        let is_bad = |error: &Error| error.kind() == ErrorKind::Corrupt;
+        // What is bad of it is for those only who want that.
+        let is_split = count > 1 && result.as_ref().is_err_and(is_bad);
         let is_kept = run.iter().any(|fetch| fetch.is_kept.get());
         for (index, fetch) in run.into_iter().enumerate() {
-            self.state()
-                .fetches
-                .remove(&(held.id, start + index as u32));
-            let piece = result.clone().map(|bytes| {
-                let from = (index * CHUNK_PAGES as usize * PAGE).min(bytes.len());
-                let to = (from + CHUNK_PAGES as usize * PAGE).min(bytes.len());
-                bytes.slice(from..to)
-            });
+            let chunk = start + index as u32;
+            let piece = match is_split {
+                true => self.fetch_chunks(held, chunk, 1).await,
+                false => result.clone().map(|bytes| {
+                    let from = (index * CHUNK_PAGES as usize * PAGE).min(bytes.len());
+                    let to = (from + CHUNK_PAGES as usize * PAGE).min(bytes.len());
+                    bytes.slice(from..to)
+                }),
+            };
+            self.state().fetches.remove(&(held.id, chunk));
             *fetch.result.borrow_mut() = Some(piece);
             fetch.done.notify();
         }
@@ -200,9 +212,11 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Gets pages and checks them. What is wrong may have become so on its way, and is asked for
-    /// again.
-    async fn fetch_checked(&self, held: &Rc<Held>, first: u32, count: u32) -> Result<Bytes> {
+    /// Gets chunks, of which the segment's last may be short, and checks them. What is wrong may
+    /// have become so on its way, and is asked for again.
+    async fn fetch_chunks(&self, held: &Rc<Held>, start: u32, count: u32) -> Result<Bytes> {
+        let first = start * CHUNK_PAGES;
+        let count = (count * CHUNK_PAGES).min(held.pages.get() - first);
         again(async || self.fetch_once(held, first, count).await).await
     }
 

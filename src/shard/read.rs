@@ -52,6 +52,13 @@ impl Source {
             Source::Zeros(_) | Source::Absent(..) | Source::Memory(..) => 0,
         }
     }
+
+    /// Nobody waits for it.
+    pub(super) fn read_ahead(&mut self) {
+        if let Source::Device(part) = self {
+            part.interest = Interest::Ahead;
+        }
+    }
 }
 
 /// The sources of a read, in order; most reads have one, which needs no allocation.
@@ -61,6 +68,8 @@ pub(super) type Sources = SmallVec<[Source; 1]>;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Interest {
     Lasting,
+    /// The same, but nobody waits for it yet.
+    Ahead,
     Passing,
 }
 

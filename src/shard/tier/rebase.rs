@@ -54,7 +54,7 @@ impl State {
         let short = tier
             .furthest()
             .is_some_and(|before| state.next < before.next);
-        let waits = matches!(end, End::Waits(_));
+        let waits = matches!(end, End::Waits(id) if !self.is_stuck_and_dead(id));
         // While it waits for others, more of what it needs may go.
         match end.is_behind(uploaded.last) {
             true => !waits && short || self.is_broken(uploaded),
