@@ -176,12 +176,15 @@ impl Upkeep {
 }
 
 impl State {
-    /// Segments that nothing refers to, nor will, and that nobody reads.
+    /// Whether nothing refers to a segment, nor will.
+    pub(super) fn is_dead(&self, id: SegmentId) -> bool {
+        let is_awaited = self.upkeep.moved_to.is_some_and(|first| id >= first);
+        self.map.live.bytes(id) == 0 && (!is_awaited || planted("free_what_is_moved_to"))
+    }
+
+    /// Segments that are dead, and that nobody reads.
     fn dead(&self) -> Vec<SegmentId> {
-        let awaited = |id| self.upkeep.moved_to.is_some_and(|first| id >= first);
-        let mut dead = self.segments.dead(|id| {
-            self.map.live.bytes(id) == 0 && (!awaited(id) || planted("free_what_is_moved_to"))
-        });
+        let mut dead = self.segments.dead(|id| self.is_dead(id));
         if !dead.is_empty() {
             let is_awaited = self.awaited_by_remote();
             let held = |id: &SegmentId| self.segments.find(*id);

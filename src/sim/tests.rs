@@ -48,12 +48,12 @@ const TEETH: [(&str, Press, u64); 26] = [
     ("delete_before_checkpoint", Press::Remote, 40),
     ("directory_not_synced", Press::No, 40),
     ("dropped_read_frees_buffer", Press::Reads, 40),
-    ("evict_before_upload", Press::Evictions, 240),
+    ("evict_before_upload", Press::Evictions, 40),
     ("fetched_over_newer", Press::Remote, 600),
     ("free_before_checkpoint", Press::No, 120),
     ("free_what_is_moved_to", Press::Remote, 200),
     ("insert_without_looking", Press::Hits, 40),
-    ("no_generation_in_checksum", Press::Lost, 600),
+    ("no_generation_in_checksum", Press::Lost, 240),
     ("old_one_goes_first", Press::Moves, 200),
     ("publish_out_of_order", Press::Remote, 40),
     ("skip_batch_checksum", Press::No, 40),
@@ -75,7 +75,6 @@ fn pressed(seed: u64, press: Press) -> Plan {
         Press::Evictions => {
             let segments = 5 * plan.settings.shards;
             plan.settings.local_bytes = segments * plan.settings.segment_bytes;
-            return plan;
         }
         Press::Moves => {
             plan.settings.shards = 3;
@@ -116,7 +115,7 @@ fn press_step(step: &mut Step, press: Press, rng: &mut fastrand::Rng) {
             match press {
                 Press::Syncs => (faults.sync_error, faults.torn) = (150, 0),
                 Press::Reads => faults.read_error = 30,
-                Press::Lost => faults.lost_write = 60,
+                Press::Lost => faults.lost_write = 120,
                 _ => {}
             }
         }
@@ -184,6 +183,15 @@ fn pressed_op(op: Op, press: Press, rng: &mut fastrand::Rng) -> Op {
         },
         (Press::Lost, Op::Truncate { .. } | Op::Delete { .. }) => Op::Flush { id },
         (Press::Reads, Op::Truncate { .. } | Op::Delete { .. }) => Op::FlushAll,
+        // What is in many segments, and none of it dead.
+        (Press::Evictions, Op::Punch { .. } | Op::Truncate { .. } | Op::Delete { .. }) => {
+            Op::Write {
+                id,
+                offset: 4096 * rng.u64(..64),
+                len: 4096 * rng.u64(1..16),
+            }
+        }
+        (Press::Evictions, Op::Exists { .. } | Op::Size { .. }) => Op::Evict { id },
         (Press::Cuts, Op::Copy { .. } | Op::Delete { .. } | Op::Truncate { .. }) => op,
         (Press::Cuts, _) => Op::Write {
             id,

@@ -55,8 +55,7 @@ impl State {
     /// have been another's already.
     pub(super) fn is_stuck_and_dead(&self, id: SegmentId) -> bool {
         let is_stuck = |tier: &Tier| tier.stuck.contains_key(&id);
-        let is_awaited = self.upkeep.moved_to.is_some_and(|first| id >= first);
-        self.tier.as_ref().is_some_and(is_stuck) && self.map.live.bytes(id) == 0 && !is_awaited
+        self.tier.as_ref().is_some_and(is_stuck) && self.is_dead(id)
     }
 }
 
