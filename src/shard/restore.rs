@@ -1,13 +1,15 @@
 //! Restoring a directory from the remote alone, so that it can be opened like any other.
 //!
-//! The remote is taken first: from then on nobody else publishes, and what the manifest names
-//! stays. Of every shard the checkpoint is fetched, and the segments behind it; everything else
-//! stays where it is until somebody reads it.
+//! The remote is taken: from then on nobody else publishes, and what the manifest names stays. Of
+//! every shard the checkpoint is fetched, and the segments behind it; everything else stays where
+//! it is until somebody reads it.
 //!
 //! Invariants:
 //! 1. The superblock comes last: until it is there, the directory is no store, and what was begun
 //!    is begun anew.
 //! 2. Nothing that came from the remote is written before it was checked.
+//! 3. Fetching goes beside taking, as what it fetches was made once and for all. The superblock
+//!    follows only where the remote was taken with the very manifest that was fetched by.
 
 use super::checkpoint::checkpoint_name;
 use super::cold::again;
@@ -22,13 +24,13 @@ use crate::log::objects;
 use crate::log::segment::is_good_page;
 use crate::marks::mark;
 use crate::superblock::{self, RESTORE, Superblock, random_id};
-use crate::types::{PAGE, ShardId};
+use crate::types::{NodeId, PAGE, ShardId};
 use crate::upload::Client;
 use crate::upload::manifest::{
     Base, Manifest, Object, ShardState, base_name, segment_name as name_of,
 };
 use bytes::Bytes;
-use futures_util::future::try_join;
+use futures_util::future::{join, try_join};
 use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use std::io;
 
@@ -39,25 +41,54 @@ const GET_BYTES: u64 = 4 << 20;
 /// is small, as long as the link has room.
 const GETS_MAX: usize = 8;
 
+/// Times that somebody else may be faster before the remote counts as one that is fought for.
+const TAKES_MAX: usize = 8;
+
 /// Restores the driver's directory, which must be empty, from what the remote holds.
 pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Client) -> Result<()> {
-    check_empty(driver).await?;
     let node = random_id(driver);
     // Far beyond what any other directory of this store can have reached: no name is used twice.
     let ahead = driver.random() >> 32;
-    let manifest = client.take_over(node, ahead, config.shards).await?;
+    for _ in 0..TAKES_MAX {
+        check_empty(driver).await?;
+        let manifest = client.successor(node, ahead, config.shards).await?;
+        let taking = client.take(manifest.clone());
+        let (taken, fetched) = join(taking, fetch(driver, client, &manifest)).await;
+        match (taken?, fetched) {
+            (true, Ok(())) => return complete(driver, node, &manifest).await,
+            (true, Err(error)) => {
+                // It is really so, unless others had long gone on and deleted what is missing.
+                let next = client.successor(node, ahead, config.shards).await;
+                if next.map_or(true, |next| next.number == manifest.number + 1) {
+                    return Err(error);
+                }
+                mark("objects went while a rebuild fetched them");
+            }
+            (false, _) => mark("somebody was faster than a rebuild"),
+        }
+    }
+    let message = "others keep taking the remote, see to it that one engine has it";
+    Err(Error::new(ErrorKind::Unavailable, message))
+}
+
+/// Fetches what a manifest names, for every shard at once.
+async fn fetch<D: Driver>(driver: &D, client: &Client, manifest: &Manifest) -> Result<()> {
     begin(driver).await?;
     let shards = manifest.shards.iter().enumerate().map(|(index, state)| {
         let restore = Restore {
             driver,
             client,
-            manifest: &manifest,
+            manifest,
             shard: ShardId(index as u16),
         };
         async move { restore.shard(state).await }
     });
     let shards: FuturesUnordered<_> = shards.collect();
-    shards.try_collect::<()>().await?;
+    shards.try_collect().await
+}
+
+/// Makes the directory a store.
+async fn complete<D: Driver>(driver: &D, node: NodeId, manifest: &Manifest) -> Result<()> {
     mark("restored from the remote");
     let superblock = Superblock {
         store: manifest.store,

@@ -53,6 +53,8 @@ struct Inner {
     away: Cell<bool>,
     /// Requests under way that will fail, whatever happens meanwhile.
     failing: Cell<usize>,
+    /// How long each request takes, instead of one this and the next one that.
+    latency: Cell<Option<Duration>>,
     /// Bytes a second that go up, and from when on the way there is free.
     uplink: Cell<Option<u64>>,
     free_from: Cell<Nanos>,
@@ -75,6 +77,7 @@ impl Bucket {
                 rng: RefCell::new(Rng::with_seed(seed)),
                 away: Cell::new(false),
                 failing: Cell::new(0),
+                latency: Cell::new(None),
                 uplink: Cell::new(None),
                 free_from: Cell::default(),
             }),
@@ -96,10 +99,16 @@ impl Bucket {
         self.inner.failing.get() > 0
     }
 
-    /// How many bytes a second can be put there.
+    /// Lets every request take so long.
     #[cfg(test)]
-    fn set_uplink(&self, bytes_a_second: u64) {
-        self.inner.uplink.set(Some(bytes_a_second));
+    fn set_latency(&self, span: Duration) {
+        self.inner.latency.set(Some(span));
+    }
+
+    /// How many bytes a second can be put there, if that is limited.
+    #[cfg(test)]
+    fn set_uplink(&self, bytes_a_second: Option<u64>) {
+        self.inner.uplink.set(bytes_a_second);
     }
 
     /// How long bytes take that go up now, behind those that are on their way. A few bytes have
@@ -155,9 +164,10 @@ impl Bucket {
         let after = self.draw(|faults| faults.fails_after);
         let late = self.draw(|faults| faults.late);
         let hangs = self.draw(|faults| faults.hangs);
-        let span = match late {
-            true => Duration::from_millis(self.inner.rng.borrow_mut().u64(1000..20_000)),
-            false => Duration::from_micros(self.inner.rng.borrow_mut().u64(500..30_000)),
+        let span = match (self.inner.latency.get(), late) {
+            (Some(span), _) => span,
+            (None, true) => Duration::from_millis(self.inner.rng.borrow_mut().u64(1000..20_000)),
+            (None, false) => Duration::from_micros(self.inner.rng.borrow_mut().u64(500..30_000)),
         };
         let (inner, universe) = (self.inner.clone(), self.universe.clone());
         let fails = usize::from(before || after);

@@ -46,11 +46,15 @@ pub(super) enum Request {
     Probe(Reply<Result<()>>),
     Look,
     Publish(Update),
-    TakeOver {
+    Successor {
         node: NodeId,
         ahead: u64,
         shards: Option<usize>,
         reply: Reply<Result<Manifest>>,
+    },
+    Take {
+        successor: Manifest,
+        reply: Reply<Result<bool>>,
     },
     Delete {
         names: Vec<String>,
@@ -106,22 +110,28 @@ impl Client {
         .await
     }
 
-    /// Takes the bucket from whoever has it, for a node without anything of its own. Its epoch is
-    /// so far ahead of theirs. `InvalidInput`, and nothing is taken, if the bucket holds no store
-    /// or one that was made with another number of shards than this.
-    pub(crate) async fn take_over(
+    /// The manifest by which a node without anything of its own would take the bucket from whoever
+    /// has it. Its epoch is so far ahead of theirs. `InvalidInput` if the bucket holds no store or
+    /// one that was made with another number of shards than this.
+    pub(crate) async fn successor(
         &self,
         node: NodeId,
         ahead: u64,
         shards: Option<usize>,
     ) -> Result<Manifest> {
-        self.ask(|reply| Request::TakeOver {
+        self.ask(|reply| Request::Successor {
             node,
             ahead,
             shards,
             reply,
         })
         .await
+    }
+
+    /// Takes the bucket by a successor. False: another engine was faster, what it has published
+    /// since counts.
+    pub(crate) async fn take(&self, successor: Manifest) -> Result<bool> {
+        self.ask(|reply| Request::Take { successor, reply }).await
     }
 
     /// Makes an object, however long it takes, as long as it is wanted. It may be there also if

@@ -203,13 +203,16 @@ impl<R: Runtime> Service<R> {
             }),
             Request::Look => self.look(),
             Request::Publish(update) => publisher.submit(update),
-            Request::TakeOver {
+            Request::Successor {
                 node,
                 ahead,
                 shards,
                 reply,
             } => self.0.runtime.spawn(async move {
-                reply.send(publish::take_over(&service, node, ahead, shards).await);
+                reply.send(publish::successor(&service, node, ahead, shards).await);
+            }),
+            Request::Take { successor, reply } => self.0.runtime.spawn(async move {
+                reply.send(publish::take(&service, &successor).await);
             }),
             Request::Create {
                 name,

@@ -35,7 +35,7 @@ const MANIFESTS_KEPT: u64 = 64;
 /// Longest manifest that is believed.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// Tries to take a bucket over before the one who waits is told.
+/// Tries to reach a bucket before the one who wants to take it over is told.
 const TAKE_OVER_TRIES: usize = 8;
 
 /// Who takes the bucket.
@@ -402,23 +402,8 @@ fn is_dispensable(number: u64, newest: u64) -> bool {
 
 /// Makes a manifest. False: somebody else has made it, or later ones.
 async fn make(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<bool, Failure> {
-    let (name, body) = (manifest_name(manifest.number), manifest.encode());
-    match remote
-        .create(&name, vec![Bytes::from(body.clone())])
-        .await?
-    {
-        Created::New => {}
-        // It may have been made at an earlier try that seemed to fail.
-        Created::Exists => {
-            let there = remote.get(&name, 0, MANIFEST_BYTES_MAX).await?;
-            if there != body && !planted("zombie_not_fenced") {
-                // Bytes that became wrong on their way are nobody's.
-                let wrong = |why| Failure::new(FailureKind::Transient, why);
-                Manifest::decode(&there).map_err(wrong)?;
-                return Ok(false);
-            }
-            mark("manifest was made at an earlier try");
-        }
+    if !create(remote, manifest).await? {
+        return Ok(false);
     }
     // The number may have been made, and deleted, long ago.
     let later = (manifest.number + 1).next_multiple_of(MANIFESTS_KEPT);
@@ -429,6 +414,29 @@ async fn make(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<b
         }
         Err(failure) if failure.kind == FailureKind::Missing => Ok(true),
         Err(failure) => Err(failure),
+    }
+}
+
+/// Creates a manifest's object. False: somebody else has one of that number.
+async fn create(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<bool, Failure> {
+    let (name, body) = (manifest_name(manifest.number), manifest.encode());
+    match remote
+        .create(&name, vec![Bytes::from(body.clone())])
+        .await?
+    {
+        Created::New => Ok(true),
+        // It may have been made at an earlier try that seemed to fail.
+        Created::Exists => {
+            let there = remote.get(&name, 0, MANIFEST_BYTES_MAX).await?;
+            if there != body && !planted("zombie_not_fenced") {
+                // Bytes that became wrong on their way are nobody's.
+                let wrong = |why| Failure::new(FailureKind::Transient, why);
+                Manifest::decode(&there).map_err(wrong)?;
+                return Ok(false);
+            }
+            mark("manifest was made at an earlier try");
+            Ok(true)
+        }
     }
 }
 
@@ -452,44 +460,56 @@ fn may_follow(identity: &Identity, newest: &Manifest) -> Result<()> {
     }
 }
 
-/// Takes the bucket from whoever has it, for a node that has nothing.
-pub(super) async fn take_over<R: Runtime>(
+/// The manifest by which a node that has nothing would take the bucket from whoever has it.
+pub(super) async fn successor<R: Runtime>(
     service: &Service<R>,
     node: NodeId,
     ahead: u64,
     shards: Option<usize>,
 ) -> Result<Manifest> {
-    let writer = service.0.runtime.random();
+    let newest = reached(service, Way::Reads, async || {
+        newest(&*service.0.remote).await
+    });
+    let Some(newest) = newest.await? else {
+        return Err(Error::invalid("the remote holds no store"));
+    };
+    let made_with = newest.shards.len();
+    if let Some(shards) = shards.filter(|shards| *shards != made_with) {
+        return Err(Error::invalid(format!(
+            "the store was made with another number of shards, leave it out or give that: \
+             made_with={made_with} shards={shards}"
+        )));
+    }
+    let number = newest.number + 1;
+    Ok(Manifest {
+        number,
+        node,
+        epoch: Epoch(newest.epoch.0 + 1 + ahead),
+        writer: service.0.runtime.random(),
+        claim: number,
+        ..newest
+    })
+}
+
+/// Takes the bucket by a successor. False: somebody else was faster.
+///
+/// Whether its number had been made and deleted long ago, as [`make`] would, this does not ask: who
+/// opens what was restored takes the bucket once more, and learns that he is fenced.
+pub(super) async fn take<R: Runtime>(service: &Service<R>, successor: &Manifest) -> Result<bool> {
+    let create = async || create(&*service.0.remote, successor).await;
+    reached(service, Way::Writes, create).await
+}
+
+/// Tries until the bucket has answered, some times.
+async fn reached<R: Runtime, T>(
+    service: &Service<R>,
+    way: Way,
+    request: impl AsyncFn() -> std::result::Result<T, Failure>,
+) -> Result<T> {
     let mut pause = BACKOFF_MIN;
     for _ in 0..TAKE_OVER_TRIES {
-        let remote = &*service.0.remote;
-        let taken = async {
-            let Some(newest) = newest(remote).await? else {
-                return Ok(Err(Error::invalid("the remote holds no store")));
-            };
-            let made_with = newest.shards.len();
-            if let Some(shards) = shards.filter(|shards| *shards != made_with) {
-                return Ok(Err(Error::invalid(format!(
-                    "the store was made with another number of shards, leave it out or give that: \
-                     made_with={made_with} shards={shards}"
-                ))));
-            }
-            let number = newest.number + 1;
-            let claim = Manifest {
-                number,
-                node,
-                epoch: Epoch(newest.epoch.0 + 1 + ahead),
-                writer,
-                claim: number,
-                ..newest
-            };
-            match make(remote, &claim).await? {
-                true => Ok(Ok(claim)),
-                false => Err(Failure::new(FailureKind::Transient, "the claim was lost")),
-            }
-        };
-        match service.tried(Way::Writes, TRY_TIMEOUT, taken).await {
-            Ok(result) => return result,
+        match service.tried(way, TRY_TIMEOUT, request()).await {
+            Ok(value) => return Ok(value),
             Err(failure) => {
                 tracing::debug!(%failure, "the remote cannot be taken yet");
                 pause = service.back_off(pause).await;

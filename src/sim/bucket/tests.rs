@@ -4,6 +4,7 @@ mod figures;
 mod kept;
 mod pressure;
 mod racing;
+mod rebuilds;
 mod scenarios;
 
 use super::{Bucket, BucketFaults};
@@ -104,18 +105,17 @@ impl Rig {
 
     /// Another machine is rebuilt from the bucket, and this one lives on.
     fn rebuild_beside(&self, name: &str) -> Result<Store> {
+        let rebuilding = self.rebuilding(name);
+        self.run(rebuilding)
+    }
+
+    fn rebuilding(&self, name: &str) -> impl Future<Output = Result<Store>> + 'static {
         *self.process.borrow_mut() = self.universe.process();
         *self.disk.borrow_mut() = self.universe.disk(name);
         let (universe, process) = (self.universe.clone(), self.process.borrow().clone());
         let (disk, bucket) = (self.disk.borrow().clone(), self.bucket.clone());
         let config = self.config.clone();
-        self.run(world::rebuild(
-            &universe,
-            &process,
-            &disk,
-            Some(&bucket),
-            config,
-        ))
+        async move { world::rebuild(&universe, &process, &disk, Some(&bucket), config).await }
     }
 
     fn fail_writes(&self, per_mille: u16) {

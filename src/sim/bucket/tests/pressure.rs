@@ -52,7 +52,7 @@ fn writers_go_as_fast_as_the_bucket_takes() {
     let mut rig = Rig::new(40, 1);
     rig.config.segment_bytes = 256 << 10;
     rig.config.local_bytes_max = Some(32 * rig.config.segment_bytes);
-    rig.bucket.set_uplink(UPLINK);
+    rig.bucket.set_uplink(Some(UPLINK));
     let store = rig.open();
     overwrite(&rig, &store, 30);
     let seen = overwrite(&rig, &store, 60);

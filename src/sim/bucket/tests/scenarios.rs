@@ -341,28 +341,3 @@ fn opening_does_not_wait_for_a_bucket_that_is_silent() {
     let took = rig.universe.now().since(began);
     assert!(took < Duration::from_secs(4), "{took:?}");
 }
-
-// S-18
-#[test]
-fn a_rebuild_asks_for_everything_at_once() {
-    let rig = Rig::new(84, 8);
-    let store = rig.open();
-    let ids: Vec<PayloadId> = (0..32).map(|nth| on(0, nth)).collect();
-    for id in &ids {
-        rig.write(&store, id, 7, LEN);
-    }
-    rig.run(store.drain_uploads()).expect("it is uploaded");
-    drop(store);
-    let began = rig.universe.now();
-    let store = rig.rebuild("new").expect("it is rebuilt");
-    let took = rig.universe.now().since(began);
-    // A request takes up to 30 ms: five in a row, not one or two of each shard.
-    assert!(took < Duration::from_millis(5 * 30 + 50), "{took:?}");
-    for id in &ids {
-        assert!(
-            read_at(&rig, &store, id, 0, LEN)
-                .iter()
-                .all(|byte| *byte == 7)
-        );
-    }
-}
