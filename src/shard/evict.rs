@@ -44,6 +44,17 @@ pub(super) struct Retention {
     is_barred: bool,
     /// The timer that looks for times to live is running.
     timing: bool,
+    /// Segments that the last pass was not to touch.
+    barred: BTreeSet<SegmentId>,
+    stock: Stock,
+}
+
+/// How many segments could give up their files, counted when this much was in the bucket and here.
+#[derive(Default)]
+struct Stock {
+    published: Lsn,
+    local: usize,
+    segments: usize,
 }
 
 /// What eviction depends on.
@@ -66,6 +77,8 @@ impl Retention {
             futile: None,
             is_barred: false,
             timing: false,
+            barred: BTreeSet::new(),
+            stock: Stock::default(),
         }
     }
 }
@@ -129,6 +142,26 @@ impl State {
         goes.min_by_key(|held| (held.used.get(), held.id)).cloned()
     }
 
+    /// How many segments could give up their files, for a checkpoint at most.
+    pub(super) fn stock(&mut self) -> usize {
+        if !self.may_evict() {
+            return 0;
+        }
+        let progress = self.progress();
+        let local = self.segments.local();
+        let last = &self.retention.stock;
+        if (last.published, last.local) != (progress.published, local) {
+            let barred = &self.retention.barred;
+            let goes = |held: &&Rc<Held>| self.counts_in_remote(held) && !barred.contains(&held.id);
+            self.retention.stock = Stock {
+                published: progress.published,
+                local,
+                segments: self.segments.iter().filter(goes).count(),
+            };
+        }
+        self.retention.stock.segments
+    }
+
     /// Whether checkpoints would make more segments evictable.
     fn waits_for_checkpoint(&self) -> bool {
         let waits = |held: &Rc<Held>| self.counts_in_remote(held) && !self.is_covered(held);
@@ -187,6 +220,7 @@ impl<D: Driver> Shard<D> {
             RetentionPolicy::Lru => false,
         });
         let barred = barred.await;
+        self.state().retention.barred.clone_from(&barred);
         let (mut evicted, mut crumbs) = (0, 0);
         loop {
             let coldest = {

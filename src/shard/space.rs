@@ -76,6 +76,15 @@ fn margin(most: usize) -> usize {
     (most / MARGIN_DIVISOR).clamp(1, MARGIN_MAX)
 }
 
+/// Share of the segments that may be held, as a divisor, and its limit, that may still wait for the
+/// remote when writers begin to be slowed.
+const PACED_DIVISOR: usize = 4;
+const PACED_MAX: usize = 16;
+
+fn paced(most: usize) -> usize {
+    (most / PACED_DIVISOR).clamp(1, PACED_MAX)
+}
+
 /// Why there is no file, and since when.
 struct Refusal {
     why: String,
@@ -258,7 +267,7 @@ impl<D: Driver> Shard<D> {
     async fn keep_pace(&self, bytes: usize) {
         let wait = {
             let mut state = self.state();
-            let left = self.share_left(&state);
+            let left = self.share_left(&mut state);
             state.space.pace.wait(bytes, left, self.now())
         };
         if wait >= PACE_MIN {
@@ -267,12 +276,19 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// How much is left of the last room for payload data; more than 1 while there is enough.
-    fn share_left(&self, state: &State) -> f64 {
+    /// How much is left of the last room for payload data; more than 1 while there is enough. With
+    /// a remote, what could be given up counts, and more of it is looked at: uploads that go side
+    /// by side end side by side, so that room comes back in heaps.
+    fn share_left(&self, state: &mut State) -> f64 {
         let most = self.segments_max(state, Purpose::Data);
-        let files = most.saturating_sub(state.segments.local()) as f64;
+        let files = most.saturating_sub(state.segments.local());
+        let (last, stock) = match state.tier.is_some() {
+            true if files < PACED_MAX => (paced(most), state.stock() + self.kept_segments(state)),
+            true => (paced(most), 0),
+            false => (margin(most).min(SEGMENTS_LOW), 0),
+        };
         let open = state.log.pages_left() as f64 * PAGE as f64 / state.log.segment_bytes() as f64;
-        (files + open) / margin(most).min(SEGMENTS_LOW) as f64
+        ((files + stock) as f64 + open) / last as f64
     }
 
     /// Whether so few segments may still be begun that files should be given up.

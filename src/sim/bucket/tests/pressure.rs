@@ -59,13 +59,12 @@ fn writers_go_as_fast_as_the_bucket_takes() {
     let share = seen.bytes as f64 / 60.0 / UPLINK as f64;
     let at = |share: f64| seen.spans[(seen.spans.len() as f64 * share) as usize];
     let (half, most) = (at(0.5), at(0.99));
-    // A writer is held back so long at most.
-    let longest = Duration::from_millis(50);
     assert!(
         (0.7..1.2).contains(&share),
         "{share} of what the bucket takes"
     );
-    assert!(most < longest, "{most:?}, and one of two within {half:?}");
+    let long = half * 5;
+    assert!(most <= long, "{most:?}, and one of two within {half:?}");
 }
 
 /// Overwrites a payload again and again: much is written, and little of it lives.
