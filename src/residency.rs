@@ -156,6 +156,8 @@ pub(crate) struct Segments {
     held: BTreeMap<SegmentId, Rc<Held>>,
     /// How many of them are in a file.
     local: usize,
+    /// How often one of them came into a file, or left one.
+    changes: u64,
     free: BTreeSet<u64>,
     next_file: u64,
     with_sums: VecDeque<SegmentId>,
@@ -186,6 +188,21 @@ impl Segments {
         self.local
     }
 
+    /// Changes with every segment that comes into a file or leaves one.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    fn enter(&mut self) {
+        self.local += 1;
+        self.changes += 1;
+    }
+
+    fn leave(&mut self, file: Option<u64>) {
+        self.local -= usize::from(file.is_some());
+        self.changes += 1;
+    }
+
     /// Files, free ones too.
     pub(crate) fn files(&self) -> usize {
         self.local + self.free.len()
@@ -205,7 +222,7 @@ impl Segments {
         if let Some(file) = held.file() {
             self.next_file = self.next_file.max(file + 1);
             self.free.remove(&file);
-            self.local += 1;
+            self.enter();
         }
         let held = Rc::new(held);
         let before = self.held.insert(held.id, held.clone());
@@ -216,7 +233,7 @@ impl Segments {
     /// A segment's file turned out to be gone, or to hold another one: it is held no longer.
     pub(crate) fn forget(&mut self, id: SegmentId) {
         if let Some(held) = self.held.remove(&id) {
-            self.local -= usize::from(held.file().is_some());
+            self.leave(held.file());
         }
     }
 
@@ -224,7 +241,7 @@ impl Segments {
     /// not to be used again: an older checkpoint may say that the segment is there.
     pub(crate) fn leave_file(&mut self, held: &Held) -> Option<u64> {
         let file = held.file.take();
-        self.local -= usize::from(file.is_some());
+        self.leave(file);
         file
     }
 
@@ -331,10 +348,8 @@ impl Segments {
             if let Some(sums) = held.sums.take() {
                 self.sums_bytes -= sums.len() * SUM;
             }
-            if let Some(file) = held.file() {
-                self.local -= 1;
-                self.free.insert(file);
-            }
+            self.leave(held.file());
+            self.free.extend(held.file());
             freed.push(held);
         }
         self.with_sums.retain(|id| !gone.contains(id));

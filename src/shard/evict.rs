@@ -46,15 +46,15 @@ pub(super) struct Retention {
     timing: bool,
     /// Segments that the last pass was not to touch.
     barred: BTreeSet<SegmentId>,
-    stock: Stock,
+    /// How many segments could give up their files, and when they were counted.
+    stock: Option<(Count, usize)>,
 }
 
-/// How many segments could give up their files, counted when this much was in the bucket and here.
-#[derive(Default)]
-struct Stock {
+/// What such a count depends on, beside what was not to be touched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Count {
     published: Lsn,
-    local: usize,
-    segments: usize,
+    changes: u64,
 }
 
 /// What eviction depends on.
@@ -78,7 +78,7 @@ impl Retention {
             is_barred: false,
             timing: false,
             barred: BTreeSet::new(),
-            stock: Stock::default(),
+            stock: None,
         }
     }
 }
@@ -131,7 +131,8 @@ impl State {
     }
 
     /// The coldest segment that may give up its file, or what is kept of it.
-    fn coldest(&self, barred: &BTreeSet<SegmentId>) -> Option<Rc<Held>> {
+    fn coldest(&self) -> Option<Rc<Held>> {
+        let barred = &self.retention.barred;
         let may_evict = self.may_evict();
         let goes = |held: &&Rc<Held>| {
             // What is kept is a copy: it goes whether or not the bucket can be reached.
@@ -147,19 +148,20 @@ impl State {
         if !self.may_evict() {
             return 0;
         }
-        let progress = self.progress();
-        let local = self.segments.local();
-        let last = &self.retention.stock;
-        if (last.published, last.local) != (progress.published, local) {
-            let barred = &self.retention.barred;
-            let goes = |held: &&Rc<Held>| self.counts_in_remote(held) && !barred.contains(&held.id);
-            self.retention.stock = Stock {
-                published: progress.published,
-                local,
-                segments: self.segments.iter().filter(goes).count(),
-            };
+        let count = Count {
+            published: self.published(),
+            changes: self.segments.changes(),
+        };
+        if let Some((last, segments)) = self.retention.stock
+            && last == count
+        {
+            return segments;
         }
-        self.retention.stock.segments
+        let barred = &self.retention.barred;
+        let goes = |held: &&Rc<Held>| self.counts_in_remote(held) && !barred.contains(&held.id);
+        let segments = self.segments.iter().filter(goes).count();
+        self.retention.stock = Some((count, segments));
+        segments
     }
 
     /// Whether checkpoints would make more segments evictable.
@@ -168,13 +170,16 @@ impl State {
         self.segments.iter().any(waits)
     }
 
+    /// Up to where the bucket has everything.
+    fn published(&self) -> Lsn {
+        let tier = self.tier.as_ref();
+        tier.map_or(Lsn(0), |tier| tier.published_next())
+    }
+
     fn progress(&self) -> Progress {
         Progress {
             allowed: self.may_evict(),
-            published: self
-                .tier
-                .as_ref()
-                .map_or(Lsn(0), |tier| tier.published_next()),
+            published: self.published(),
             covered: self.upkeep.covered_by_all(),
             changes: self.retention.changes,
             freed: self.stats.cleaned_segments,
@@ -220,13 +225,16 @@ impl<D: Driver> Shard<D> {
             RetentionPolicy::Lru => false,
         });
         let barred = barred.await;
-        self.state().retention.barred.clone_from(&barred);
+        {
+            let mut state = self.state();
+            (state.retention.barred, state.retention.stock) = (barred, None);
+        }
         let (mut evicted, mut crumbs) = (0, 0);
         loop {
             let coldest = {
                 let state = self.0.state.borrow();
                 let short = self.is_short_of_files(&state);
-                short.then(|| state.coldest(&barred)).flatten()
+                short.then(|| state.coldest()).flatten()
             };
             let Some(held) = coldest else { break };
             if held.file().is_some() {
@@ -254,6 +262,7 @@ impl<D: Driver> Shard<D> {
         let only_read = {
             let mut state = self.state();
             let may_evict = state.may_evict();
+            let barred = &state.retention.barred;
             let goes = |held: &&Rc<Held>| {
                 may_evict && state.may_be_evicted(held) && !barred.contains(&held.id)
             };
