@@ -194,6 +194,11 @@ pub enum RemoteConfig {
 }
 
 impl RemoteConfig {
+    /// Whether it is to be written to also where two engines could write to it.
+    pub(crate) fn is_unfenced(&self) -> bool {
+        matches!(self, RemoteConfig::S3(s3) if s3.unfenced)
+    }
+
     /// Reads `s3://bucket/prefix?endpoint=..&region=..&path_style=true`, `file:///path`,
     /// `memory:name`.
     ///

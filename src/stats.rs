@@ -66,7 +66,7 @@ pub struct Stats {
     pub used_size: u64,
     /// Payloads, as the capacity report counts them.
     pub content_count: u64,
-    /// The local limit, or what the file system has.
+    /// The local limit, or what the file system has; 0 where it does not say.
     pub total_size: u64,
     /// What of it is free.
     pub available_size: u64,
@@ -164,7 +164,8 @@ impl Stats {
             ..
         } = other;
         self.has_remote |= has_remote;
-        self.remote_healthy |= remote_healthy;
+        // For all shards, or not at all.
+        self.remote_healthy = *remote_healthy && (self.shards == 0 || self.remote_healthy);
         self.eviction_suspended |= eviction_suspended;
         self.driver.clone_from(driver);
         self.outage_duration_seconds = self
@@ -296,7 +297,12 @@ pub struct VerifyReport {
     pub payloads: u64,
     /// Live bytes read and checked; what payloads share counts once.
     pub bytes_checked: u64,
-    /// Bytes that were bad in one tier and have been restored from the other.
+    /// Bytes of objects in the remote that were read and checked, of segments that are here, too.
+    pub remote_bytes_checked: u64,
+    /// Bytes of such objects that could not be had, as the remote is away.
+    pub remote_bytes_unreachable: u64,
+    /// Bytes that were bad in one tier and have been made anew from the other: whole pages here,
+    /// all that is live in a segment there.
     pub bytes_repaired: u64,
     /// Ranges that are bad in every tier.
     pub corrupt: Vec<(crate::PayloadId, Extent)>,

@@ -9,6 +9,9 @@
 //! 2. A directory with anything in it that is not ours is never made a store.
 //! 3. One good copy is enough to open; two bad ones are `Corrupt`, never a new store.
 //! 4. At every moment one copy is good: the one that was opened from is written when the other is.
+//! 5. No two directories begin the same epoch, also if one is a copy of the other: behind the first
+//!    one, each is a random step ahead. So an epoch tells whose past something belongs to, as long
+//!    as it is among a directory's last `ANCESTORS_MAX`.
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +41,29 @@ const LOCK: &str = "LOCK";
 /// Says that the directory is being restored from the remote, and not a store yet.
 pub(crate) const RESTORE: &str = "RESTORE";
 
+/// Epochs before its own that a superblock has.
+const ANCESTORS_MAX: usize = 64;
+
+/// The epochs of the openings before, the last one first; 0 where there was none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ancestors([u64; ANCESTORS_MAX]);
+
+impl Ancestors {
+    pub(crate) const NONE: Ancestors = Ancestors([0; ANCESTORS_MAX]);
+
+    fn push(&mut self, epoch: Epoch) {
+        self.0.rotate_right(1);
+        self.0[0] = epoch.0;
+    }
+
+    /// Whether an epoch may have been one of this directory, and not of a copy that has gone its
+    /// own way.
+    pub(crate) fn may_have(&self, epoch: Epoch) -> bool {
+        let oldest = self.0.iter().rev().find(|it| **it > 0);
+        self.0.contains(&epoch.0) || oldest.is_none_or(|oldest| epoch.0 < *oldest)
+    }
+}
+
 /// What a store is made with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Superblock {
@@ -45,6 +71,7 @@ pub(crate) struct Superblock {
     /// Random, made with the directory: tells it from another that was rebuilt from the remote.
     pub(crate) node: NodeId,
     pub(crate) epoch: Epoch,
+    pub(crate) ancestors: Ancestors,
     pub(crate) shards: u32,
     pub(crate) segment_bytes: u64,
 }
@@ -61,6 +88,15 @@ struct Raw {
     shards: U32,
     reserved: U32,
     node: NodeId,
+}
+
+/// Behind that. All of it is zero in a directory that was made when there was none of it yet.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawAncestors {
+    sum: U32,
+    reserved: U32,
+    epochs: [U64; ANCESTORS_MAX],
 }
 
 /// Opens the store in the driver's directory, or makes one there, and begins a new epoch.
@@ -82,7 +118,15 @@ pub(crate) async fn begin_epoch<D: Driver>(
             superblock.shards
         )));
     }
-    superblock.epoch = Epoch(superblock.epoch.0 + 1);
+    // Nobody has a copy of a directory that was never opened.
+    let step = match superblock.epoch {
+        Epoch(0) => 0,
+        epoch => {
+            superblock.ancestors.push(epoch);
+            driver.random() >> 32
+        }
+    };
+    superblock.epoch = Epoch(superblock.epoch.0 + 1 + step);
     write(driver, &superblock, good)
         .await
         .map_err(|error| refusal(error, "written"))?;
@@ -104,6 +148,7 @@ fn fresh<D: Driver>(driver: &D, config: &Config, cores: usize) -> Superblock {
         store,
         node: random_id(driver),
         epoch: Epoch(0),
+        ancestors: Ancestors::NONE,
         shards,
         segment_bytes: config.segment_bytes,
     }
@@ -173,8 +218,9 @@ fn corrupt(name: &str, why: &str) -> Error {
 impl Superblock {
     /// Reads and checks the copy of this name, which may hold anything.
     pub(crate) fn parse(name: &str, page: &[u8]) -> Result<Superblock> {
-        let (mut raw, _) = Raw::read_from_prefix(page)
-            .map_err(|_| corrupt(name, "the superblock is cut short"))?;
+        let cut = || corrupt(name, "the superblock is cut short");
+        let (mut raw, rest) = Raw::read_from_prefix(page).map_err(|_| cut())?;
+        let (mut past, _) = RawAncestors::read_from_prefix(rest).map_err(|_| cut())?;
         if raw.magic != MAGIC {
             return Err(Error::invalid(format!(
                 "not a ringstore store: file={name}"
@@ -192,10 +238,17 @@ impl Superblock {
                 raw.version.get()
             )));
         }
+        let sum = past.sum.get();
+        past.sum = 0.into();
+        let is_blank = sum == 0 && past.as_bytes().iter().all(|byte| *byte == 0);
+        if crc32c(past.as_bytes()) != sum && !is_blank {
+            return Err(corrupt(name, "the superblock's past fails its checksum"));
+        }
         let superblock = Superblock {
             store: raw.store,
             node: raw.node,
             epoch: Epoch(raw.epoch.get()),
+            ancestors: Ancestors(past.epochs.map(U64::get)),
             shards: raw.shards.get(),
             segment_bytes: raw.segment_bytes.get(),
         };
@@ -225,8 +278,16 @@ impl Superblock {
             node: self.node,
         };
         raw.sum = crc32c(raw.as_bytes()).into();
+        let mut past = RawAncestors {
+            sum: 0.into(),
+            reserved: 0.into(),
+            epochs: self.ancestors.0.map(U64::new),
+        };
+        past.sum = crc32c(past.as_bytes()).into();
         page.fill(0);
-        page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
+        let (head, rest) = page.split_at_mut(size_of::<Raw>());
+        head.copy_from_slice(raw.as_bytes());
+        rest[..size_of::<RawAncestors>()].copy_from_slice(past.as_bytes());
     }
 }
 

@@ -701,7 +701,10 @@ fn json_of_small_commands_is_fixed() {
         (&["rm", "p", "q"], r#"{"removed":2}"#),
         (
             &["verify"],
-            r#"{"payloads":0,"bytes_checked":0,"bytes_repaired":0,"corrupt":[]}"#,
+            concat!(
+                r#"{"payloads":0,"bytes_checked":0,"bytes_repaired":0,"#,
+                r#""remote_bytes_checked":0,"remote_bytes_unreachable":0,"corrupt":[]}"#
+            ),
         ),
         (
             &["health"],

@@ -16,6 +16,8 @@ mod machine;
 mod measure;
 #[cfg(feature = "peers")]
 mod peers;
+#[cfg(feature = "s3")]
+mod puts;
 mod raw;
 mod report;
 mod rows;

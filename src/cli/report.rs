@@ -226,6 +226,13 @@ pub(crate) async fn verify(store: &Store, global: &Global) -> anyhow::Result<Rep
         show_size(report.bytes_repaired),
         report.corrupt.len()
     );
+    if store.has_remote() {
+        text += &format!(
+            "\nthe remote's copies of what is here: {} checked, {} out of reach",
+            show_size(report.remote_bytes_checked),
+            show_size(report.remote_bytes_unreachable)
+        );
+    }
     let mut corrupt = Vec::new();
     for (id, extent) in &report.corrupt {
         text += &format!("\n{:>16} {:>16}  {id}", extent.offset, extent.len);
@@ -235,6 +242,8 @@ pub(crate) async fn verify(store: &Store, global: &Global) -> anyhow::Result<Rep
         "payloads": report.payloads,
         "bytes_checked": report.bytes_checked,
         "bytes_repaired": report.bytes_repaired,
+        "remote_bytes_checked": report.remote_bytes_checked,
+        "remote_bytes_unreachable": report.remote_bytes_unreachable,
         "corrupt": corrupt,
     });
     let code = match report.corrupt.is_empty() {

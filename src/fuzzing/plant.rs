@@ -12,7 +12,7 @@ use crate::log::checksum::Identity;
 use crate::payload_id::PayloadId;
 use crate::shard::{Params, Routes};
 use crate::store::Store;
-use crate::superblock::Superblock;
+use crate::superblock::{Ancestors, Superblock};
 use crate::types::{Epoch, PAGE, ShardId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -119,6 +119,7 @@ async fn make() -> Result<[Files; 3]> {
         store: STORE,
         node: Default::default(),
         epoch: Epoch(0),
+        ancestors: Ancestors::NONE,
         shards: 1,
         segment_bytes: SEGMENT_BYTES,
     };

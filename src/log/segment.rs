@@ -69,7 +69,7 @@ pub(crate) struct SegmentHead {
 /// Whether a page is what it should be: the first by its own sum, the others by the table's.
 pub(crate) fn is_good_page(identity: Identity, index: u32, page: &[u8], sums: &[u32]) -> bool {
     match index {
-        0 => SegmentHead::parse(page).is_ok(),
+        0 => SegmentHead::parse(page).is_ok_and(|head| head.identity() == identity),
         _ => sums.get(index as usize) == Some(&identity.sum(index, page)),
     }
 }

@@ -264,12 +264,23 @@ impl Shared {
                 target_place = None;
             }
         }
-        if let (Some(node), Some(mut place)) = (&target_node, target_place)
-            && *place == Place::File(target.clone())
-        {
-            *place = self.set_aside(node, target).await?;
+        let replaced = match (&target_node, target_place) {
+            (Some(node), Some(place)) if *place == Place::File(target.clone()) => {
+                Some((place, self.set_aside(node, target).await?))
+            }
+            _ => None,
+        };
+        if let Err(error) = self.store.copy(source, target).await {
+            // The target is what it was, and so is who has it open.
+            if let Some((_, Place::File(hidden))) = &replaced {
+                let _ = self.store.delete(hidden).await;
+            }
+            return Err(errno(error));
         }
-        self.store.copy(source, target).await.map_err(errno)?;
+        if let Some((mut place, aside)) = replaced {
+            *place = aside;
+            self.nodes.detach(to);
+        }
         self.store.delete(source).await.map_err(errno)?;
         *source_place = Place::File(target.clone());
         Ok(())

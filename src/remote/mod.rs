@@ -50,10 +50,14 @@ pub(crate) struct Listed {
 pub(crate) enum FailureKind {
     /// There is no object of this name. The bucket is there.
     Missing,
+    /// The object is there, and its bytes are not what was made: in the bucket, or on their way.
+    Altered,
     /// The server, the network or their patience gave out: try again.
     Transient,
-    /// It will fail again: access denied, no such bucket, a request that the server does not know.
+    /// It will fail again: access denied, no such bucket, a request that makes no sense.
     Refused,
+    /// The server does not know this kind of request, or its conditions.
+    Unsupported,
 }
 
 /// A request that failed.
@@ -64,6 +68,11 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// Whether the bucket has answered all the same.
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(self.kind, FailureKind::Missing | FailureKind::Altered)
+    }
+
     pub(crate) fn missing() -> Failure {
         Failure::new(FailureKind::Missing, "no such object")
     }
@@ -127,27 +136,23 @@ pub(crate) fn probe_name(nonce: u64) -> String {
 }
 
 /// Whether `create` refuses a name that is taken, as it has to: some servers take the condition and
-/// ignore it. The nonce makes the name one that nobody else probes with.
+/// ignore it, others do not know it. The name is one that nobody else probes with, and may be taken
+/// afterwards.
 pub(crate) async fn creates_conditionally(
     remote: &dyn Remote,
-    nonce: u64,
+    name: &str,
 ) -> Result<bool, Failure> {
-    let name = probe_name(nonce);
     // What the first answers says nothing: it may be our own, retried. The second finds the name
     // taken in any case.
-    remote
-        .create(&name, vec![Bytes::from_static(b"first")])
-        .await?;
-    let second = remote
-        .create(&name, vec![Bytes::from_static(b"second")])
-        .await;
-    // Goes whatever came of it; what stays is a few bytes that nobody reads.
-    let deleted = remote.delete(std::slice::from_ref(&name)).await;
-    let is_refused = second? == Created::Exists;
-    if let Some((_, failure)) = deleted?.into_iter().next() {
-        return Err(failure);
+    for body in [&b"first"[..], b"second"] {
+        match remote.create(name, vec![Bytes::from_static(body)]).await {
+            Ok(Created::New) => {}
+            Ok(Created::Exists) => return Ok(true),
+            Err(failure) if failure.kind == FailureKind::Unsupported => return Ok(false),
+            Err(failure) => return Err(failure),
+        }
     }
-    Ok(is_refused)
+    Ok(false)
 }
 
 /// The bucket that a configuration names, for a new store or for one that may have it already.

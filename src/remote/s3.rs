@@ -31,6 +31,7 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use bytes::Bytes;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Attempts of the SDK at one request: enough for a connection that a server has closed meanwhile
@@ -61,6 +62,9 @@ pub(crate) struct S3 {
     client: Client,
     bucket: String,
     prefix: String,
+    /// Objects may be made without a condition, where the server knows none.
+    unfenced: bool,
+    knows_conditions: AtomicBool,
 }
 
 impl S3 {
@@ -85,6 +89,8 @@ impl S3 {
             client: Client::from_conf(builder.build()),
             bucket: config.bucket.clone(),
             prefix: config.prefix.clone(),
+            unfenced: config.unfenced,
+            knows_conditions: AtomicBool::new(true),
         })
     }
 
@@ -102,22 +108,31 @@ impl S3 {
     }
 
     async fn create_object(&self, name: &str, parts: Vec<Bytes>) -> Result<Created, Failure> {
-        let sent = self
-            .client
-            .put_object()
-            .bucket(&self.bucket)
-            .key(self.key(name)?)
-            .if_none_match("*")
-            .checksum_crc32_c(body::checksum(&parts))
-            .body(body::of(parts))
-            .customize()
-            .disable_payload_signing()
-            .send()
-            .await;
-        match sent {
-            Ok(_) => Ok(Created::New),
-            Err(error) if status(&error) == Some(412) => Ok(Created::Exists),
-            Err(error) => Err(failure(&error)),
+        let key = self.key(name)?;
+        let checksum = body::checksum(&parts);
+        let conditional = self.knows_conditions.load(Ordering::Relaxed);
+        let put = async |condition: Option<String>| {
+            let put = self.client.put_object().bucket(&self.bucket).key(&key);
+            let sent = put
+                .set_if_none_match(condition)
+                .checksum_crc32_c(&checksum)
+                .body(body::of(parts.clone()))
+                .customize()
+                .disable_payload_signing()
+                .send()
+                .await;
+            match sent {
+                Ok(_) => Ok(Created::New),
+                Err(error) if status(&error) == Some(412) => Ok(Created::Exists),
+                Err(error) => Err(failure(&error)),
+            }
+        };
+        match put(conditional.then(|| "*".to_owned())).await {
+            Err(failure) if failure.kind == FailureKind::Unsupported && self.unfenced => {
+                self.knows_conditions.store(false, Ordering::Relaxed);
+                put(None).await
+            }
+            created => created,
         }
     }
 

@@ -26,7 +26,9 @@ pub(crate) async fn run(remote: &dyn Remote) {
     names(remote).await;
     listings(remote).await;
     races(remote).await;
-    assert!(creates_conditionally(remote, 0xabc).await.unwrap());
+    let probe = "probe".to_owned();
+    assert!(creates_conditionally(remote, &probe).await.unwrap());
+    assert!(remote.delete(&[probe]).await.unwrap().is_empty());
     assert_eq!(remote.list("", None, 10).await.unwrap(), Vec::new());
 }
 

@@ -7,6 +7,7 @@
 //! 3. Checkpoints cost at most a twentieth of what the log costs: one is due when twenty times the
 //!    bytes of the last have been logged since.
 
+use super::heal::Heal;
 use super::{Shard, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
@@ -65,6 +66,8 @@ pub(super) struct Upkeep {
     pub(super) past_lost: bool,
     /// Segments with bytes that cannot be read, and so not moved.
     pub(super) unmovable: BTreeSet<SegmentId>,
+    /// What is to be moved because the bucket's copy is bad.
+    pub(super) heals: Vec<Heal>,
 }
 
 /// A checkpoint that is kept.

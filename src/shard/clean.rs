@@ -18,6 +18,7 @@ use super::space::{Purpose, SEGMENTS_LOW};
 use super::{Shard, State};
 use crate::error::{ErrorKind, Result};
 use crate::io::Driver;
+use crate::log::kept::CHUNK_PAGES;
 use crate::map::extent::Mapped;
 use crate::marks::mark;
 use crate::mutation::Mutation;
@@ -84,6 +85,15 @@ fn bytes_to_move(len: u32) -> u64 {
     data + parts * RECORD_COST
 }
 
+/// Bytes that moving ranges takes, by segment.
+fn cost_of(ranges: &[(Location, u32)]) -> BTreeMap<SegmentId, u64> {
+    let mut cost = BTreeMap::new();
+    for (at, len) in ranges {
+        *cost.entry(at.segment()).or_default() += bytes_to_move(*len);
+    }
+    cost
+}
+
 /// A range in pieces that are read at once; the first ends where the next begin with a page.
 fn pieces((at, len): (Location, u32)) -> impl Iterator<Item = (Location, u32)> {
     let mut done = 0;
@@ -94,6 +104,21 @@ fn pieces((at, len): (Location, u32)) -> impl Iterator<Item = (Location, u32)> {
         done += piece;
         (piece > 0).then_some((from, piece))
     })
+}
+
+/// How a piece is wanted: small ones by themselves, unless others are of the same chunk.
+fn interest_in(pieces: &[(Location, u32)], index: usize) -> Interest {
+    let (at, len) = pieces[index];
+    let (_, pages) = super::pages_of(at.offset(), len);
+    let chunk = |at: Location| (at.segment(), at.offset() / (CHUNK_PAGES * PAGE as u32));
+    let first = |index: usize| pieces.get(index).map(|(at, _)| chunk(*at));
+    let last = |(at, len): &(Location, u32)| chunk(at.advance(len - 1));
+    let before = index.checked_sub(1).map(|before| last(&pieces[before]));
+    let is_near = before == first(index) || first(index + 1) == Some(last(&pieces[index]));
+    match pages * 2 > CHUNK_PAGES || is_near {
+        true => Interest::Passing,
+        false => Interest::Alone,
+    }
 }
 
 impl State {
@@ -186,31 +211,16 @@ impl<D: Driver> Shard<D> {
             false => self.collect(&chosen).await,
         };
         let mut victims = self.what_fits(chosen, &ranges);
-        if victims.is_empty() {
+        if !self.is_gain(&victims, &ranges) {
             self.state().upkeep.cleaned_at = Some(progress);
             return Ok(());
         }
         ranges.retain(|(at, _)| victims.contains(&at.segment()));
         mark("cleaning");
-        {
-            let mut state = self.state();
-            state.upkeep.moving = true;
-            state.upkeep.moved_to = Some(state.log.end().segment);
-        }
-        let moved = self.move_ranges(&ranges, &mut victims).await;
-        self.state().upkeep.moving = false;
-        self.0.room.notify();
-        // What was moved is used even if not everything could be; extents may refer to a copy that
-        // is not durable, since no checkpoint is begun before it is.
-        // No checkpoint is begun while places are exchanged: what it takes to be dead would not be.
-        let settled = {
-            let _turn = self.checkpoint_turn().await;
-            self.settle(&victims).await
-        };
+        let (moved, settled) = self.move_away(&ranges, &mut victims).await;
         {
             let mut state = self.state();
             let lost = state.map.live.lost();
-            state.upkeep.moved_to = None;
             state.upkeep.lost_then = lost;
             // Into segments that are sealed early as many may have gone as were freed. Where others
             // changed something, nobody can tell: they may have filled what was freed.
@@ -229,6 +239,65 @@ impl<D: Driver> Shard<D> {
             }
             moved => moved.and(settled),
         }
+    }
+
+    /// Moves what is live in segments, whatever that gains. Those that were moved whole.
+    pub(super) async fn move_out(
+        &self,
+        mut left: BTreeSet<SegmentId>,
+    ) -> Result<BTreeSet<SegmentId>> {
+        let mut moved = BTreeSet::new();
+        loop {
+            {
+                let state = self.0.state.borrow();
+                let unclaimed = state.map.first_unclaimed();
+                left.retain(|id| {
+                    let held = state.segments.find(*id);
+                    let whole = held.is_some_and(|held| held.footer_durable.get());
+                    whole && unclaimed.is_none_or(|first| *id < first)
+                });
+            }
+            let chosen: Vec<SegmentId> = left.iter().copied().collect();
+            let mut ranges = self.collect(&chosen).await;
+            let mut victims = self.what_fits(chosen, &ranges);
+            ranges.retain(|(at, _)| victims.contains(&at.segment()));
+            if victims.is_empty() {
+                return Ok(moved);
+            }
+            let (result, settled) = self.move_away(&ranges, &mut victims).await;
+            result.and(settled)?;
+            if victims.is_empty() {
+                return Ok(moved);
+            }
+            left.retain(|id| !victims.contains(id));
+            moved.extend(victims);
+        }
+    }
+
+    /// Copies ranges, and lets extents refer to the copies. Of the victims those stay that were
+    /// moved whole.
+    async fn move_away(
+        &self,
+        ranges: &[(Location, u32)],
+        victims: &mut BTreeSet<SegmentId>,
+    ) -> (Result<()>, Result<()>) {
+        {
+            let mut state = self.state();
+            state.upkeep.moving = true;
+            state.upkeep.moved_to = Some(state.log.end().segment);
+        }
+        let moved = self.move_ranges(ranges, victims).await;
+        self.state().upkeep.moving = false;
+        self.0.room.notify();
+        // What was moved is used even if not everything could be; extents may refer to a copy that
+        // is not durable, since no checkpoint is begun before it is.
+        // No checkpoint is begun while places are exchanged: what it takes to be dead would not be.
+        let settled = {
+            let _turn = self.checkpoint_turn().await;
+            self.settle(victims).await
+        };
+        self.state().upkeep.moved_to = None;
+        (moved, settled)
     }
 
     /// Pages that the cleaner can fill for certain before anything is freed, at most
@@ -310,13 +379,10 @@ impl<D: Driver> Shard<D> {
         candidates.into_iter().map(|(_, id, _)| id).collect()
     }
 
-    /// As many of the chosen segments as can be moved whole, if that frees more than it takes.
+    /// As many of the chosen segments as can be moved whole.
     fn what_fits(&self, chosen: Vec<SegmentId>, ranges: &[(Location, u32)]) -> BTreeSet<SegmentId> {
         let state = self.0.state.borrow();
-        let mut cost: BTreeMap<SegmentId, u64> = BTreeMap::new();
-        for (at, len) in ranges {
-            *cost.entry(at.segment()).or_default() += bytes_to_move(*len);
-        }
+        let cost = cost_of(ranges);
         // Every batch has a head, every segment a head and a footer.
         let batch_pages = (state.log.data_bytes_max() / PAGE) as u64;
         let pages = |bytes: u64| {
@@ -333,14 +399,17 @@ impl<D: Driver> Shard<D> {
                 victims.insert(id);
             }
         }
-        // One victim that is moved whole into a segment of its own frees nothing, and neither do
-        // several that fill as many: it would be done again, for ever.
-        let capacity = state.log.data_bytes_of_segment();
-        let gain = victims.len() as u64 * capacity;
-        match gain < moved + capacity / 8 {
-            true => BTreeSet::new(),
-            false => victims,
-        }
+        victims
+    }
+
+    /// Whether moving segments frees more than it takes. One that is moved whole into a segment of
+    /// its own frees nothing, and neither do several that fill as many: it would be done again, for
+    /// ever.
+    fn is_gain(&self, victims: &BTreeSet<SegmentId>, ranges: &[(Location, u32)]) -> bool {
+        let cost = cost_of(ranges);
+        let moved: u64 = victims.iter().filter_map(|id| cost.get(id)).sum();
+        let capacity = self.0.state.borrow().log.data_bytes_of_segment();
+        victims.len() as u64 * capacity >= moved + capacity / 8
     }
 
     /// The live ranges of some segments, in the order of the log, each once.
@@ -393,18 +462,21 @@ impl<D: Driver> Shard<D> {
     ) -> Result<()> {
         let mut last = None;
         let mut failure = None;
-        let mut pieces = ranges.iter().flat_map(|&range| pieces(range)).peekable();
+        let pieces: Vec<(Location, u32)> = ranges.iter().copied().flat_map(pieces).collect();
+        let mut next = 0;
         let mut paid = self.0.state.borrow().stats.written_bytes;
         let mut ahead = FuturesOrdered::new();
         loop {
             let began = self.now();
             // What is here is read when its turn comes: others want the device, too.
             let is_far = |at| !self.0.state.borrow().is_here(at, 1).0;
-            while let Some(&(at, len)) = pieces.peek()
+            while let Some(&(at, len)) = pieces.get(next)
                 && (ahead.is_empty() || is_far(at) && ahead.len() < FETCHES_MAX)
             {
-                pieces.next();
-                ahead.push_back(async move { (at, len, self.read_to_move(at, len).await) });
+                let interest = interest_in(&pieces, next);
+                next += 1;
+                let read = async move { (at, len, self.read_to_move(at, len, interest).await) };
+                ahead.push_back(read);
             }
             let Some((at, len, bytes)) = ahead.next().await else {
                 break;
@@ -464,12 +536,12 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    async fn read_to_move(&self, from: Location, len: u32) -> Result<Bytes> {
+    async fn read_to_move(&self, from: Location, len: u32, interest: Interest) -> Result<Bytes> {
         let mut sources = Sources::new();
         self.0
             .state
             .borrow()
-            .located(from, len, Interest::Passing, &mut sources)?;
+            .located(from, len, interest, &mut sources)?;
         let read = sources.iter().map(Source::device_bytes).sum::<u64>();
         let bytes = self.join(sources).await?;
         // One read at most, just counted: so whoever looks at both figures sees both or neither.

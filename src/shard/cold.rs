@@ -62,7 +62,7 @@ impl<D: Driver> Shard<D> {
             .fetch_pages(&part.held, first, count, part.interest)
             .await;
         let pages = pages.inspect_err(|error| {
-            if error.kind() == ErrorKind::Unavailable {
+            if error.kind() == ErrorKind::Unavailable && part.interest == Interest::Lasting {
                 self.state().stats.offline_reads_blocked += 1;
             }
         })?;
@@ -91,6 +91,9 @@ impl<D: Driver> Shard<D> {
         count: u32,
         interest: Interest,
     ) -> Result<Bytes> {
+        if interest == Interest::Alone {
+            return again(async || self.fetch_once(held, first, count).await).await;
+        }
         let chunks = first / CHUNK_PAGES..=(first + count - 1) / CHUNK_PAGES;
         let fetches = self.start_fetches(held, chunks.clone(), interest);
         for fetch in fetches.iter().filter(|_| interest != Interest::Passing) {

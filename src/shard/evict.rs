@@ -233,8 +233,10 @@ impl<D: Driver> Shard<D> {
         loop {
             let coldest = {
                 let state = self.0.state.borrow();
-                let short = self.is_short_of_files(&state);
-                short.then(|| state.coldest()).flatten()
+                // Who changes a policy meanwhile may want to keep the very next.
+                let stands = state.retention.changes == progress.changes;
+                let goes_on = stands && self.is_short_of_files(&state);
+                goes_on.then(|| state.coldest()).flatten()
             };
             let Some(held) = coldest else { break };
             if held.file().is_some() {
@@ -351,18 +353,9 @@ impl<D: Driver> Shard<D> {
 
     /// Frees a payload's local bytes, once the remote has them.
     pub(super) async fn evict(&self, id: &PayloadId) -> Result<u64> {
-        if !self
-            .0
-            .state
-            .borrow()
-            .tier
-            .as_ref()
-            .is_some_and(|tier| tier.eviction_enabled)
-        {
-            let message = "eviction is disabled: enable it with set_eviction_enabled";
-            return Err(Error::new(ErrorKind::Unavailable, message));
-        }
+        self.check_enabled()?;
         self.wait_remote(id).await?;
+        self.check_not_suspended()?;
         let segments = {
             let state = self.0.state.borrow();
             let number = state.map.number(id).ok_or_else(Error::not_found)?;
@@ -376,7 +369,32 @@ impl<D: Driver> Shard<D> {
         self.evict_segments(segments).await
     }
 
-    async fn evict_segments(&self, segments: BTreeSet<SegmentId>) -> Result<u64> {
+    fn check_enabled(&self) -> Result<()> {
+        let state = self.0.state.borrow();
+        match state.tier.as_ref().is_some_and(|it| it.eviction_enabled) {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Unavailable,
+                "eviction is disabled: enable it with set_eviction_enabled",
+            )),
+        }
+    }
+
+    /// What is here may be all that can be had while the bucket is bad, or another's.
+    fn check_not_suspended(&self) -> Result<()> {
+        self.check_enabled()?;
+        let state = self.0.state.borrow();
+        if state.may_evict() {
+            return Ok(());
+        }
+        mark("eviction refused, as the remote is bad");
+        let why = state.tier.as_ref().and_then(|tier| tier.trouble());
+        let why = why.unwrap_or_else(|| "it is not taken yet".to_owned());
+        let message = format!("nothing is evicted while the remote is bad: {why}");
+        Err(Error::new(ErrorKind::Unavailable, message))
+    }
+
+    async fn evict_segments(&self, mut segments: BTreeSet<SegmentId>) -> Result<u64> {
         // Two checkpoints have to list a segment before its file may go, and one may have been
         // begun before it was uploaded.
         for _ in 0..3 {
@@ -390,20 +408,26 @@ impl<D: Driver> Shard<D> {
                 self.checkpoint_anyway().await?;
             }
         }
-        let barred = self
-            .barred(|policy, _, _| policy == RetentionPolicy::Pin)
-            .await;
         let mut freed = 0;
-        for id in segments.difference(&barred) {
-            let held = {
-                let state = self.0.state.borrow();
-                let held = state.segments.find(*id);
-                held.filter(|held| state.is_evictable(held)).cloned()
-            };
-            freed += match held {
-                Some(held) => self.evict_segment(held).await,
-                None => self.drop_kept(*id).await,
-            };
+        while !segments.is_empty() {
+            let changes = self.0.state.borrow().retention.changes;
+            let pinned = self.barred(|policy, _, _| policy == RetentionPolicy::Pin);
+            let pinned = pinned.await;
+            segments.retain(|id| !pinned.contains(id));
+            while self.0.state.borrow().retention.changes == changes
+                && let Some(id) = segments.pop_first()
+            {
+                self.check_not_suspended()?;
+                let held = {
+                    let state = self.0.state.borrow();
+                    let held = state.segments.find(id);
+                    held.filter(|held| state.is_evictable(held)).cloned()
+                };
+                freed += match held {
+                    Some(held) => self.evict_segment(held).await,
+                    None => self.drop_kept(id).await,
+                };
+            }
         }
         Ok(freed)
     }

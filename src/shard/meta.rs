@@ -134,14 +134,22 @@ impl<D: Driver> Shard<D> {
             let blocks = extent.start() / block_bytes..=(extent.end() - 1) / block_bytes;
             all.add(&blocks);
             // A block counts by its worst state: dirty before local before remote.
-            let len = (extent.end() - extent.start()) as u32;
-            match self.kind_of(extent.at(), len, state) {
-                (ExtentKind::Dirty, _) => {
-                    dirty.add(&blocks);
-                    here.add(&blocks);
+            let mut done = 0;
+            while extent.start() + done < extent.end() {
+                let left = (extent.end() - extent.start() - done) as u32;
+                let at = extent.at().advance(done as u32);
+                let (kind, len) = self.kind_of(at, left, state);
+                let (first, end) = (extent.start() + done, extent.start() + done + len);
+                let blocks = first / block_bytes..=(end - 1) / block_bytes;
+                match kind {
+                    ExtentKind::Dirty => {
+                        dirty.add(&blocks);
+                        here.add(&blocks);
+                    }
+                    ExtentKind::Local => here.add(&blocks),
+                    ExtentKind::Remote | ExtentKind::Hole => {}
                 }
-                (ExtentKind::Local, _) => here.add(&blocks),
-                (ExtentKind::Remote | ExtentKind::Hole, _) => {}
+                done += len;
             }
         }
         payload.blocks.set(Some(all.count));

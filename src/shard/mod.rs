@@ -21,6 +21,7 @@ mod cold;
 mod commit;
 mod evict;
 mod files;
+mod heal;
 mod inspect;
 mod kept;
 mod loading;

@@ -71,6 +71,8 @@ pub(super) enum Interest {
     /// The same, but nobody waits for it yet.
     Ahead,
     Passing,
+    /// The same, and nobody wants what is around it.
+    Alone,
 }
 
 /// Bytes in a segment on the device, or in the remote.
@@ -275,37 +277,50 @@ impl<D: Driver> Shard<D> {
         Ok(parts)
     }
 
-    /// Reads and checks one part, from the local disk, or else from the remote.
+    /// Reads and checks one part, from the local disk, or else from the remote. What is bad here is
+    /// mended in the background.
     pub(super) async fn read_device(&self, part: DevicePart) -> Result<Bytes> {
+        let (bytes, bad) = self.read_tiers(part).await?;
+        if let Some(bad) = bad {
+            let shard = self.clone();
+            self.0.driver.spawn(async move {
+                if let Err(error) = shard.mend(&bad).await {
+                    tracing::warn!(segment = bad.held.id.0, %error, "bad bytes stay");
+                }
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// The same; gives the part back if it is bad here.
+    pub(super) async fn read_tiers(&self, part: DevicePart) -> Result<(Bytes, Option<DevicePart>)> {
         part.held.used.set(self.pass());
         if part.held.file().is_none() {
             let (is_kept, _) = self.0.state.borrow().is_here(part.at, part.len);
             if is_kept && let Some(bytes) = self.read_kept(&part).await {
-                return Ok(bytes);
+                return Ok((bytes, None));
             }
-            return self.read_remote(&part).await;
+            return Ok((self.read_remote(&part).await?, None));
         }
         let error = match self.read_local(&part).await {
-            Ok(bytes) => return Ok(bytes),
+            Ok(bytes) => return Ok((bytes, None)),
             Err(error) => error,
         };
         if error.kind() != ErrorKind::Corrupt || !part.held.is_uploaded() {
             return Err(error);
         }
-        // Bad here, and good there, if the remote can be reached.
-        let bytes = self.read_remote(&part).await.map_err(|_| error)?;
+        let bytes = match self.read_remote(&part).await {
+            Ok(bytes) => bytes,
+            // Whether they are lost nobody knows before the remote answers.
+            Err(away) if away.kind() == ErrorKind::Unavailable => return Err(away),
+            Err(_) => return Err(error),
+        };
         mark("read served by the other tier");
-        let shard = self.clone();
-        self.0.driver.spawn(async move {
-            if let Err(error) = shard.mend(&part).await {
-                tracing::warn!(segment = part.held.id.0, %error, "bad bytes stay");
-            }
-        });
-        Ok(bytes)
+        Ok((bytes, Some(part)))
     }
 
     /// Reads and checks one part from the local disk.
-    async fn read_local(&self, part: &DevicePart) -> Result<Bytes> {
+    pub(super) async fn read_local(&self, part: &DevicePart) -> Result<Bytes> {
         let (first, count) = pages_of(part.at.offset(), part.len);
         let loaded = match part.sums {
             Some(_) => None,
@@ -384,10 +399,16 @@ impl<D: Driver> Shard<D> {
         }
         let sums: Rc<[u32]> = match self.read_footer(held).await {
             Ok(footer) => footer.sums.into(),
-            Err(_) if held.is_uploaded() => self.fetch_sums(held).await?,
             Err(error) => {
-                tracing::warn!(segment = held.id.0, %error, "a bad footer, its batches are read");
-                self.sums_of_batches(held).await?.into()
+                tracing::warn!(segment = held.id.0, %error, "a bad footer");
+                let fetched = match held.is_uploaded() {
+                    true => self.fetch_sums(held).await.ok(),
+                    false => None,
+                };
+                match fetched {
+                    Some(sums) => sums,
+                    None => self.sums_of_batches(held).await?.into(),
+                }
             }
         };
         self.0

@@ -15,7 +15,7 @@ use super::checkpoint::checkpoint_name;
 use super::cold::again;
 use super::dir_name;
 use super::files::segment_name;
-use crate::config::Config;
+use crate::config::{Config, RemoteConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checkpoint::{CHUNK_BYTES_MAX, Encoder, Item, decode_chunk, identity};
@@ -23,23 +23,32 @@ use crate::log::checksum::Identity;
 use crate::log::objects;
 use crate::log::segment::is_good_page;
 use crate::marks::mark;
-use crate::superblock::{self, RESTORE, Superblock, random_id};
+use crate::superblock::{self, Ancestors, RESTORE, Superblock, random_id};
+use crate::sync::limit::Limit;
 use crate::types::{NodeId, PAGE, ShardId};
-use crate::upload::Client;
 use crate::upload::manifest::{
     Base, Manifest, Object, ShardState, base_name, segment_name as name_of,
 };
+use crate::upload::{Client, Taker};
 use bytes::Bytes;
 use futures_util::future::{join, try_join};
-use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
+use futures_util::stream::{FuturesOrdered, FuturesUnordered, TryStreamExt};
 use std::io;
+use std::time::Duration;
 
 /// Bytes that one request fetches.
-const GET_BYTES: u64 = 4 << 20;
+const GET_BYTES: u64 = 1 << 20;
 
-/// Requests for one object that are under way at once: what is large takes hardly longer than what
-/// is small, as long as the link has room.
-const GETS_MAX: usize = 8;
+/// Bytes that are under way at once, whoever they are of: what a link of 3.2 MB/s brings before a
+/// request counts as failed, and what one of 320 MB/s brings in 0.1 s.
+const UNDER_WAY_MAX: u64 = 32 << 20;
+
+/// Bytes of objects that are in memory at once, under way or on their way to the disk.
+const HELD_MAX: u64 = 256 << 20;
+
+/// Times that something is asked for which cannot be had just now, and the pauses between.
+const GET_TRIES: u32 = 10;
+const GET_PAUSE: Duration = Duration::from_secs(1);
 
 /// Times that somebody else may be faster before the remote counts as one that is fought for.
 const TAKES_MAX: usize = 8;
@@ -49,16 +58,24 @@ pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Cli
     let node = random_id(driver);
     // Far beyond what any other directory of this store can have reached: no name is used twice.
     let ahead = driver.random() >> 32;
+    let remote = config.remote.as_ref();
+    let unfenced = remote.is_some_and(RemoteConfig::is_unfenced);
+    let taker = Taker {
+        node,
+        ahead,
+        shards: config.shards,
+        unfenced,
+    };
     for _ in 0..TAKES_MAX {
         check_empty(driver).await?;
-        let manifest = client.successor(node, ahead, config.shards).await?;
+        let manifest = client.successor(taker).await?;
         let taking = client.take(manifest.clone());
         let (taken, fetched) = join(taking, fetch(driver, client, &manifest)).await;
         match (taken?, fetched) {
             (true, Ok(())) => return complete(driver, node, &manifest).await,
             (true, Err(error)) => {
                 // It is really so, unless others had long gone on and deleted what is missing.
-                let next = client.successor(node, ahead, config.shards).await;
+                let next = client.successor(taker).await;
                 if next.map_or(true, |next| next.number == manifest.number + 1) {
                     return Err(error);
                 }
@@ -74,11 +91,14 @@ pub(crate) async fn restore<D: Driver>(driver: &D, config: &Config, client: &Cli
 /// Fetches what a manifest names, for every shard at once.
 async fn fetch<D: Driver>(driver: &D, client: &Client, manifest: &Manifest) -> Result<()> {
     begin(driver).await?;
+    let (held, under_way) = (Limit::of(HELD_MAX), Limit::of(UNDER_WAY_MAX));
     let shards = manifest.shards.iter().enumerate().map(|(index, state)| {
         let restore = Restore {
             driver,
             client,
             manifest,
+            held: &held,
+            under_way: &under_way,
             shard: ShardId(index as u16),
         };
         async move { restore.shard(state).await }
@@ -94,6 +114,7 @@ async fn complete<D: Driver>(driver: &D, node: NodeId, manifest: &Manifest) -> R
         store: manifest.store,
         node,
         epoch: manifest.epoch,
+        ancestors: Ancestors::NONE,
         shards: manifest.shards.len() as u32,
         segment_bytes: manifest.segment_bytes,
     };
@@ -152,6 +173,9 @@ struct Restore<'a, D: Driver> {
     driver: &'a D,
     client: &'a Client,
     manifest: &'a Manifest,
+    /// For objects that are in memory, and for requests.
+    held: &'a Limit,
+    under_way: &'a Limit,
     shard: ShardId,
 }
 
@@ -167,6 +191,7 @@ impl<D: Driver> Restore<'_, D> {
             let Some(base) = &state.base else {
                 return Ok(());
             };
+            let _held = self.held.take(base.bytes).await;
             let chunks = again(async || self.checkpoint(base).await).await?;
             self.write_checkpoint(base, chunks).await
         };
@@ -242,6 +267,7 @@ impl<D: Driver> Restore<'_, D> {
     }
 
     async fn segment(&self, number: u64, object: &Object) -> Result<()> {
+        let _held = self.held.take(u64::from(object.pages) * PAGE as u64).await;
         let data = again(async || self.fetch(object).await).await?;
         let path = self.path(&segment_name(number));
         let write = async {
@@ -259,22 +285,34 @@ impl<D: Driver> Restore<'_, D> {
         write.await.map_err(failed)
     }
 
+    /// An object, in pieces that are fetched side by side: what is large takes hardly longer than
+    /// what is small, as long as the link has room.
     async fn get_all(&self, name: &str, length: u64) -> Result<Bytes> {
-        let get = async |offset: u64| {
-            let len = (length - offset).min(GET_BYTES);
-            let piece = self.client.get(name.to_owned(), offset, len).await?;
-            match piece.len() as u64 == len {
-                true => Ok(piece),
-                false => Err(bad(name, "it is cut short")),
-            }
-        };
-        let offsets = (0..length).step_by(GET_BYTES as usize);
-        let mut pieces = stream::iter(offsets.map(get)).buffered(GETS_MAX);
+        let pieces = (0..length).step_by(GET_BYTES as usize);
+        let pieces = pieces.map(|offset| self.get(name, offset, (length - offset).min(GET_BYTES)));
+        let mut pieces: FuturesOrdered<_> = pieces.collect();
         let mut whole = Vec::new();
         while let Some(piece) = pieces.try_next().await? {
             whole.extend_from_slice(&piece);
         }
         Ok(whole.into())
+    }
+
+    async fn get(&self, name: &str, offset: u64, len: u64) -> Result<Bytes> {
+        let _in_use = self.under_way.take(len).await;
+        let mut tries = 1;
+        loop {
+            match self.client.get(name.to_owned(), offset, len).await {
+                Ok(piece) if piece.len() as u64 == len => return Ok(piece),
+                Ok(_) => return Err(bad(name, "it is cut short")),
+                Err(error) if error.kind() == ErrorKind::Unavailable && tries < GET_TRIES => {
+                    mark("asked again for what a rebuild needs");
+                    tries += 1;
+                    self.driver.sleep(GET_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

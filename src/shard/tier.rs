@@ -35,7 +35,7 @@ use crate::stats::{Stage, Stats};
 use crate::types::{Lsn, Nanos, SegmentId, ShardId};
 use crate::upload::manifest::{Base, Object, ShardState, base_name};
 use crate::upload::{Cause, Client, Needs, Wanted, within};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 use uploads::Stuck;
@@ -176,6 +176,13 @@ impl Tier {
     /// The batch behind the last one that counts in the bucket.
     pub(super) fn published_next(&self) -> Lsn {
         self.published.as_ref().map_or(Lsn(1), |state| state.next)
+    }
+
+    /// Whether who rebuilds fetches one of these segments at once.
+    pub(super) fn asks_for(&self, segments: &BTreeSet<SegmentId>) -> bool {
+        let tail = self.published.iter().flat_map(|state| &state.tail);
+        tail.map(|object| object.segment)
+            .any(|id| segments.contains(&id))
     }
 
     /// The furthest state: what was handed over last, or else what counts.
@@ -508,10 +515,13 @@ impl<D: Driver> Shard<D> {
             let is_given_up = state.is_stuck_and_dead(**id);
             held.is_some_and(|held| held.lsns.get().0 <= lsn) && !is_given_up
         });
-        // With everything else uploaded there is nothing to wait for.
+        // With everything else uploaded there is nothing to wait for. Where there is always more,
+        // nobody waits for ever.
         let idle = tier.uploading.is_empty() && state.next_upload().is_none();
+        let stall_timeout = self.0.params.config.stall_timeout;
+        let lasts = |stuck: &Stuck| self.now().since(stuck.since) >= stall_timeout;
         stuck
-            .filter(|_| idle)
+            .filter(|(_, stuck)| idle || lasts(stuck))
             .map(|(_, stuck)| Err(stuck.why.clone()))
     }
 }

@@ -79,7 +79,8 @@ impl<D: Driver> Shard<D> {
     /// What is dead already costs a checkpoint, and what was given up nothing; what is half dead
     /// costs moving, and room to move to. So the former come first.
     fn is_cleaning_due(&self, state: &State) -> bool {
-        self.cleaning_due(state) && !state.freeing_due() && !state.map.live.has_discarded()
+        let due = self.cleaning_due(state) || !state.upkeep.heals.is_empty();
+        due && !state.freeing_due() && !state.map.live.has_discarded()
     }
 
     /// Loses what large payloads have given up, letting others run in between.
@@ -93,8 +94,11 @@ impl<D: Driver> Shard<D> {
 
     async fn tidy(&self) -> Result<()> {
         let cleaning = self.is_cleaning_due(&self.0.state.borrow());
-        if cleaning {
-            self.clean().await?;
+        let healing = !self.0.state.borrow().upkeep.heals.is_empty();
+        match (cleaning, healing) {
+            (true, true) => self.heal().await?,
+            (true, false) => self.clean().await?,
+            (false, _) => {}
         }
         self.trim().await;
         Ok(())

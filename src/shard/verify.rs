@@ -61,6 +61,7 @@ impl<D: Driver> Shard<D> {
             report.payloads += 1;
             after = Some(id);
         }
+        self.verify_objects(&mut report).await?;
         Ok(report)
     }
 
@@ -84,9 +85,11 @@ impl<D: Driver> Shard<D> {
             let good = match found {
                 Some(good) => good,
                 None => {
-                    let good = self.is_good(at, len).await?;
                     let to_page_end = PAGE as u32 - at.offset() % PAGE as u32;
-                    if !good && len > to_page_end {
+                    let is_page = len <= to_page_end;
+                    let (good, repaired) = self.check_place(at, len, is_page).await?;
+                    report.bytes_repaired += repaired;
+                    if !good && !is_page {
                         careful_until = careful_until.max(start + u64::from(len));
                         (offset, narrow) = (start, u64::from(to_page_end));
                         continue;
@@ -109,22 +112,41 @@ impl<D: Driver> Shard<D> {
         Ok(())
     }
 
-    /// Whether the bytes of a place can be had.
-    async fn is_good(&self, at: Location, len: u32) -> Result<bool> {
+    /// Whether the bytes of a place are good where they are read first; or, with `mends`, can be
+    /// had at all, and how many have been mended.
+    async fn check_place(&self, at: Location, len: u32, mends: bool) -> Result<(bool, u64)> {
+        match self.try_place(at, len, mends).await {
+            Ok(mended) => Ok((true, mended)),
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok((false, 0)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn try_place(&self, at: Location, len: u32, mends: bool) -> Result<u64> {
         let mut sources = Sources::new();
-        let located = self
-            .0
+        self.0
             .state
             .borrow()
-            .located(at, len, Interest::Passing, &mut sources);
-        let result = match located {
-            Ok(()) => self.join(sources).await.map(|_| ()),
-            Err(error) => Err(error),
-        };
-        match result {
-            Err(error) if error.kind() != ErrorKind::Corrupt => Err(error),
-            result => Ok(result.is_ok()),
+            .located(at, len, Interest::Passing, &mut sources)?;
+        let mut mended = 0;
+        for source in sources {
+            let Source::Device(part) = source else {
+                continue;
+            };
+            if !mends && part.held.file().is_some() {
+                self.read_local(&part).await?;
+                continue;
+            }
+            if let (_, Some(bad)) = self.read_tiers(part).await? {
+                match self.mend(&bad).await {
+                    Ok(()) => mended += u64::from(bad.len),
+                    Err(error) => {
+                        tracing::warn!(segment = bad.held.id.0, %error, "bad bytes stay");
+                    }
+                }
+            }
         }
+        Ok(mended)
     }
 
     /// The first data of a payload at or behind an offset, as much as one device read takes.

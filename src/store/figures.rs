@@ -11,11 +11,15 @@ use crate::stats::{
 use crate::sync::slot::slot;
 
 impl Store {
-    /// Reads and checks every live byte, past all caches.
+    /// Reads and checks every live byte in every tier that has it, past all caches, and makes anew
+    /// what is bad in one of them and good in the other: pages of the local files, or, of objects
+    /// in the remote, all that is live in them, under another name. What is in the remote is
+    /// fetched for that.
     ///
     /// # Errors
     ///
-    /// `Closed`. Bad bytes are in the report.
+    /// `Closed`; `Unavailable` where bytes are in the remote only, or bad here, and it is away.
+    /// Bad bytes are in the report.
     ///
     /// # Cancellation
     ///
@@ -25,6 +29,8 @@ impl Store {
         for shard in self.ask_all(Work::Verify).await? {
             report.payloads += shard.payloads;
             report.bytes_checked += shard.bytes_checked;
+            report.remote_bytes_checked += shard.remote_bytes_checked;
+            report.remote_bytes_unreachable += shard.remote_bytes_unreachable;
             report.bytes_repaired += shard.bytes_repaired;
             report.corrupt.extend(shard.corrupt);
         }
@@ -67,6 +73,13 @@ impl Store {
         stats.local_disk_max = config.local_bytes_max.unwrap_or(0);
         stats.local_mem_max = config.dirty_bytes_max;
         stats.read_buffer_max = config.read_buffer_bytes;
+        if config.local_bytes_max.is_none()
+            && let Ok(below) = nix::sys::statvfs::statvfs(&config.dir)
+        {
+            let unit = below.fragment_size();
+            stats.total_size = below.blocks() * unit;
+            stats.available_size = below.blocks_available() * unit;
+        }
         Ok(stats)
     }
 

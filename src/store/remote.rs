@@ -26,9 +26,10 @@ pub(super) fn start<W: World>(
         store: superblock.store,
         node: superblock.node,
         epoch: superblock.epoch,
+        ancestors: superblock.ancestors,
         segment_bytes: superblock.segment_bytes,
         shards: superblock.shards as usize,
-        unfenced: matches!(remote, RemoteConfig::S3(s3) if s3.unfenced),
+        unfenced: remote.is_unfenced(),
     };
     let (client, uploader) = uploader(Some(identity));
     Ok(Some((client, world.start_uploader(remote, uploader)?)))

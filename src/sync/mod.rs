@@ -4,8 +4,9 @@
 //! critical section, so poisoning is ignored.
 //!
 //! What threads and tasks hand things over with stands on them: the mailbox, the one-shot answer,
-//! and the signal, which is for the tasks of one thread.
+//! and, for the tasks of one thread, the signal and the limit.
 
+pub(crate) mod limit;
 pub(crate) mod mailbox;
 pub(crate) mod signal;
 pub(crate) mod slot;

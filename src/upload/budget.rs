@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes on their way, for the whole store: eight streams of 16 MiB.
-const BYTES_MAX: u64 = 128 << 20;
+const BYTES_MAX: u64 = 256 << 20;
 
 /// Bytes that are on their way to the bucket.
 #[derive(Default)]

@@ -7,7 +7,7 @@ use super::between::Between;
 use super::budget::Budget;
 use super::health::Health;
 use super::manifest::{Manifest, ShardState};
-use super::publish::{Recovered, Update};
+use super::publish::{Recovered, Taker, Update};
 use super::{Needs, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::remote::{Created, Listed};
@@ -15,7 +15,7 @@ use crate::stats::Requests;
 use crate::sync::Mutex;
 use crate::sync::mailbox::Sender;
 use crate::sync::slot::{Reply, slot};
-use crate::types::{NodeId, ShardId};
+use crate::types::ShardId;
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -47,9 +47,7 @@ pub(super) enum Request {
     Look,
     Publish(Update),
     Successor {
-        node: NodeId,
-        ahead: u64,
-        shards: Option<usize>,
+        taker: Taker,
         reply: Reply<Result<Manifest>>,
     },
     Take {
@@ -111,21 +109,10 @@ impl Client {
     }
 
     /// The manifest by which a node without anything of its own would take the bucket from whoever
-    /// has it. Its epoch is so far ahead of theirs. `InvalidInput` if the bucket holds no store or
-    /// one that was made with another number of shards than this.
-    pub(crate) async fn successor(
-        &self,
-        node: NodeId,
-        ahead: u64,
-        shards: Option<usize>,
-    ) -> Result<Manifest> {
-        self.ask(|reply| Request::Successor {
-            node,
-            ahead,
-            shards,
-            reply,
-        })
-        .await
+    /// has it. `InvalidInput` if the bucket holds no store or one that was made with another number
+    /// of shards, or would let two engines take it.
+    pub(crate) async fn successor(&self, taker: Taker) -> Result<Manifest> {
+        self.ask(|reply| Request::Successor { taker, reply }).await
     }
 
     /// Takes the bucket by a successor. False: another engine was faster, what it has published

@@ -4,7 +4,7 @@
 //! nobody waits for it any more.
 
 use super::Runtime;
-use crate::remote::{Created, Failure, FailureKind, Listed, Remote, Request};
+use crate::remote::{Created, Failure, Listed, Remote, Request};
 use crate::stats::{Ended, Requests, Verb};
 use crate::sync::Mutex;
 use crate::types::Nanos;
@@ -41,7 +41,7 @@ impl<R: Runtime> Counted<R> {
             };
             let result = request.await;
             under_way.ended = match &result {
-                Err(failure) if failure.kind != FailureKind::Missing => Ended::Failed,
+                Err(failure) if !failure.is_answer() => Ended::Failed,
                 // That there is no such object is an answer, too.
                 _ => Ended::Answered,
             };

@@ -93,15 +93,6 @@ impl Health {
         !self.track(way).is_good()
     }
 
-    /// Why something failed the last time.
-    pub(super) fn why(&self) -> String {
-        let why = self.writes.why.lock().clone();
-        match why.is_empty() {
-            true => self.reads.why.lock().clone(),
-            false => why,
-        }
-    }
-
     pub(crate) fn is_good(&self) -> bool {
         self.reads.is_good() && self.writes.is_good()
     }

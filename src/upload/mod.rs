@@ -28,6 +28,7 @@ mod wanted;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Driver;
+use crate::marks::mark;
 use crate::remote::{Created, Failure, FailureKind, Listed, Remote, probe_name};
 use crate::stats::Requests;
 use crate::sync::Mutex;
@@ -48,7 +49,7 @@ use std::time::Duration;
 
 pub(crate) use between::{Cause, Needs};
 pub(crate) use client::Client;
-pub(crate) use publish::{Identity, Recovered};
+pub(crate) use publish::{Identity, Recovered, Taker};
 pub(crate) use wanted::Wanted;
 
 /// Requests that wait for the uploader at most; shards wait beyond that.
@@ -64,11 +65,18 @@ const GET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that one try of a get may take before another is begun beside it.
 const HEDGE_AFTER: Duration = Duration::from_secs(1);
 
+/// Gets for each of them that may have another one beside it; so many may at once. On a link that
+/// is full all of them are late, and more of them would be later still.
+const GETS_PER_HEDGE: u32 = 10;
+const HEDGES_MAX: u32 = 10;
+
 /// Tries of a get at most.
 const GET_TRIES: u32 = 5;
 
-/// Time that one try of anything else may take: 256 MiB at 5 MB/s.
+/// Time that one try of anything else may take, and how many bytes of an object a second more is
+/// for: what stalls is the remote's to notice, what is only slow goes on.
 const TRY_TIMEOUT: Duration = Duration::from_secs(60);
+const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 
 /// Pause after a failure: the first, doubled up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -143,6 +151,8 @@ struct Inner<R> {
     uploading: Cell<usize>,
     window: Cell<usize>,
     window_due: Signal,
+    /// What gets have earned of second ones beside them.
+    hedge_credit: Cell<u32>,
     /// Another engine has the bucket, or it cannot be written to: why.
     fenced: RefCell<Option<Error>>,
     /// Ways that are being probed, and the object that probes make.
@@ -174,6 +184,7 @@ impl Uploader {
             uploading: Cell::new(0),
             window: Cell::new(WINDOW_START),
             window_due: Signal::default(),
+            hedge_credit: Cell::new(GETS_PER_HEDGE * HEDGES_MAX),
             fenced: RefCell::new(None),
             probing: RefCell::default(),
             probe: probe_name(runtime.random()),
@@ -203,13 +214,8 @@ impl<R: Runtime> Service<R> {
             }),
             Request::Look => self.look(),
             Request::Publish(update) => publisher.submit(update),
-            Request::Successor {
-                node,
-                ahead,
-                shards,
-                reply,
-            } => self.0.runtime.spawn(async move {
-                reply.send(publish::successor(&service, node, ahead, shards).await);
+            Request::Successor { taker, reply } => self.0.runtime.spawn(async move {
+                reply.send(publish::successor(&service, taker).await);
             }),
             Request::Take { successor, reply } => self.0.runtime.spawn(async move {
                 reply.send(publish::take(&service, &successor).await);
@@ -243,19 +249,39 @@ impl<R: Runtime> Service<R> {
         }
     }
 
-    /// Makes an object, trying until it is there, or is not wanted any more.
+    /// Makes an object, trying until it is there, or is not wanted any more. Between tries others
+    /// have its place: streams that are too many for a link would all fail again together.
     async fn create(&self, name: &str, body: Vec<Bytes>, wanted: &Wanted) -> Result<Created> {
-        let free = || (self.0.uploading.get() < self.0.window.get()).then_some(());
-        self.0.window_due.until(free).await;
-        self.0.uploading.set(self.0.uploading.get() + 1);
-        let result = self
-            .while_wanted(wanted, Way::Writes, async || {
-                self.0.remote.create(name, body.clone()).await
-            })
-            .await;
-        self.0.uploading.set(self.0.uploading.get() - 1);
-        self.0.window_due.notify();
-        result
+        let bytes: u64 = body.iter().map(|part| part.len() as u64).sum();
+        let timeout = TRY_TIMEOUT + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+        let mut pause = BACKOFF_MIN;
+        loop {
+            let free = || (self.0.uploading.get() < self.0.window.get()).then_some(());
+            self.0.window_due.until(free).await;
+            self.check_wanted(wanted)?;
+            self.0.uploading.set(self.0.uploading.get() + 1);
+            let create = self.0.remote.create(name, body.clone());
+            let tried = self.tried(Way::Writes, timeout, create).await;
+            self.0.uploading.set(self.0.uploading.get() - 1);
+            self.0.window_due.notify();
+            match tried {
+                Ok(created) => return Ok(created),
+                Err(_) => pause = self.back_off(pause).await,
+            }
+        }
+    }
+
+    fn check_wanted(&self, wanted: &Wanted) -> Result<()> {
+        if let Some(error) = &*self.0.fenced.borrow() {
+            return Err(error.clone());
+        }
+        match wanted.is_set() {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Unavailable,
+                "it is not wanted any more",
+            )),
+        }
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Vec<Listed>> {
@@ -283,25 +309,9 @@ impl<R: Runtime> Service<R> {
         way: Way,
         request: impl AsyncFn() -> std::result::Result<T, Failure>,
     ) -> Result<T> {
-        self.while_wanted(&Wanted::default(), way, request).await
-    }
-
-    /// The same, or until nobody wants it any more.
-    async fn while_wanted<T>(
-        &self,
-        wanted: &Wanted,
-        way: Way,
-        request: impl AsyncFn() -> std::result::Result<T, Failure>,
-    ) -> Result<T> {
         let mut pause = BACKOFF_MIN;
         loop {
-            if let Some(error) = &*self.0.fenced.borrow() {
-                return Err(error.clone());
-            }
-            if !wanted.is_set() {
-                let why = "it is not wanted any more";
-                return Err(Error::new(ErrorKind::Unavailable, why));
-            }
+            self.check_wanted(&Wanted::default())?;
             match self.tried(way, TRY_TIMEOUT, request()).await {
                 Ok(value) => return Ok(value),
                 Err(_) => pause = self.back_off(pause).await,
@@ -337,7 +347,7 @@ impl<R: Runtime> Service<R> {
         };
         let result = result.unwrap_or_else(|| Err(no_answer(timeout)));
         match &result {
-            Err(failure) if failure.kind != FailureKind::Missing => {
+            Err(failure) if !failure.is_answer() => {
                 self.0.window.set((self.0.window.get() / 2).max(1));
                 self.note_failure(way, failure);
             }
@@ -364,8 +374,10 @@ impl<R: Runtime> Service<R> {
         let result = result.unwrap_or_else(|| Err(no_answer(GET_TIMEOUT)));
         result.map_err(|failure| {
             let kind = match failure.kind {
-                FailureKind::Missing => ErrorKind::Corrupt,
-                FailureKind::Transient | FailureKind::Refused => ErrorKind::Unavailable,
+                FailureKind::Missing | FailureKind::Altered => ErrorKind::Corrupt,
+                FailureKind::Transient | FailureKind::Refused | FailureKind::Unsupported => {
+                    ErrorKind::Unavailable
+                }
             };
             Error::new(
                 kind,
@@ -406,10 +418,17 @@ impl<R: Runtime> Service<R> {
             let request = self.0.remote.get(name, offset, len);
             self.tried(Way::Reads, GET_TIMEOUT, request)
         };
+        let credit = &self.0.hedge_credit;
+        credit.set((credit.get() + 1).min(GETS_PER_HEDGE * HEDGES_MAX));
         let mut first = std::pin::pin!(get());
         if let Some(result) = within(&self.0.runtime, HEDGE_AFTER, first.as_mut()).await {
             return result;
         }
+        let Some(left) = credit.get().checked_sub(GETS_PER_HEDGE) else {
+            mark("late get left alone");
+            return first.await;
+        };
+        credit.set(left);
         let second = std::pin::pin!(get());
         futures_util::future::select(first, second)
             .await

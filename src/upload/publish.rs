@@ -18,7 +18,10 @@ use super::{BACKOFF_MIN, Runtime, Service, TRY_TIMEOUT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::checksum::StoreId;
 use crate::marks::{mark, planted};
-use crate::remote::{Created, Failure, FailureKind, Listed, Remote, creates_conditionally};
+use crate::remote::{
+    Created, Failure, FailureKind, Listed, Remote, creates_conditionally, probe_name,
+};
+use crate::superblock::Ancestors;
 use crate::sync::signal::Signal;
 use crate::sync::slot::Reply;
 use crate::types::{Epoch, Lsn, NodeId, ShardId};
@@ -27,6 +30,7 @@ use futures_util::future::join;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Manifests up to the newest that are kept. Of the older ones the first and the multiples of this
 /// are; see [`newest`].
@@ -35,8 +39,12 @@ const MANIFESTS_KEPT: u64 = 64;
 /// Longest manifest that is believed.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// Tries to reach a bucket before the one who wants to take it over is told.
+/// Tries to reach a bucket before the one who wants to take it over is told; and tries to read the
+/// manifest before it counts as altered.
 const TAKE_OVER_TRIES: usize = 8;
+
+/// A claim that took longer may have come too late: nobody publishes `MANIFESTS_KEPT` times before.
+const LATE_AFTER: Duration = Duration::from_secs(2);
 
 /// Who takes the bucket.
 #[derive(Clone, Debug)]
@@ -44,9 +52,22 @@ pub(crate) struct Identity {
     pub(crate) store: StoreId,
     pub(crate) node: NodeId,
     pub(crate) epoch: Epoch,
+    pub(crate) ancestors: Ancestors,
     pub(crate) segment_bytes: u64,
     pub(crate) shards: usize,
     /// Write also where objects cannot be created conditionally.
+    pub(crate) unfenced: bool,
+}
+
+/// Who takes the bucket from somebody else, for a node that has nothing.
+#[derive(Clone, Copy)]
+pub(crate) struct Taker {
+    pub(crate) node: NodeId,
+    /// How far its epoch is ahead of theirs.
+    pub(crate) ahead: u64,
+    /// How many shards it wants; `None`: as many as there are.
+    pub(crate) shards: Option<usize>,
+    /// Take it also where objects cannot be created conditionally.
     pub(crate) unfenced: bool,
 }
 
@@ -191,12 +212,16 @@ impl<R: Runtime> Publisher<R> {
 
     /// Takes the bucket, trying until it is there.
     async fn claim(&self, identity: &Identity) -> Result<Manifest> {
-        let mut pause = BACKOFF_MIN;
+        let (mut pause, mut altered) = (BACKOFF_MIN, 0);
         loop {
             match self.try_claim(identity).await {
                 Ok(Ok(manifest)) => return Ok(manifest),
                 Ok(Err(error)) => return Err(error),
                 Err(failure) => {
+                    altered += usize::from(failure.kind == FailureKind::Altered);
+                    if altered == TAKE_OVER_TRIES {
+                        return Err(Error::corrupt(failure.message));
+                    }
                     tracing::debug!(%failure, "the remote cannot be taken yet");
                     pause = self.service.back_off(pause).await;
                 }
@@ -215,19 +240,16 @@ impl<R: Runtime> Publisher<R> {
             .tried(Way::Reads, TRY_TIMEOUT, newest(remote))
             .await?;
         let may = match &newest {
-            Some(newest) => may_follow(identity, newest),
+            Some(newest) => may_follow(identity, self.writer, newest),
             None => self.may_begin().await,
         };
         if let Err(error) = may {
             return Ok(Err(error));
         }
-        let probe = creates_conditionally(remote, self.writer);
-        let fences = self.service.tried(Way::Writes, TRY_TIMEOUT, probe).await?;
+        let fences = fences(&self.service);
+        let fences = self.service.tried(Way::Writes, TRY_TIMEOUT, fences).await?;
         if !fences && !identity.unfenced {
-            return Ok(Err(Error::invalid(
-                "the remote replaces objects that it should refuse to: two engines could write to \
-                 it; if there is only one, set S3Config::unfenced",
-            )));
+            return Ok(Err(does_not_fence()));
         }
         let number = newest.as_ref().map_or(1, |newest| newest.number + 1);
         let shards = newest.map_or_else(
@@ -279,7 +301,11 @@ impl<R: Runtime> Publisher<R> {
             let mut shards = current.shards.clone();
             for index in &chosen {
                 let update = &state.updates[*index];
-                shards[usize::from(update.shard.0)] = update.state.clone();
+                let shard = &mut shards[usize::from(update.shard.0)];
+                // What comes late is in what came before it.
+                if goes_further(&update.state, shard) {
+                    shard.clone_from(&update.state);
+                }
             }
             if let Some(recovered) = &state.recovered {
                 let complete = |(shard, all): (&ShardState, &Option<Recovered>)| {
@@ -394,6 +420,12 @@ impl<R: Runtime> Publisher<R> {
     }
 }
 
+/// Whether a state has more of the log than another one, or as much by a later checkpoint.
+fn goes_further(state: &ShardState, than: &ShardState) -> bool {
+    let reach = |state: &ShardState| (state.next, state.base.map(|base| base.sequence));
+    reach(state) >= reach(than)
+}
+
 /// Whether a manifest is old, and none that a listing is checked by.
 fn is_dispensable(number: u64, newest: u64) -> bool {
     let is_mark = number <= 1 || number.is_multiple_of(MANIFESTS_KEPT);
@@ -405,7 +437,12 @@ async fn make(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<b
     if !create(remote, manifest).await? {
         return Ok(false);
     }
-    // The number may have been made, and deleted, long ago.
+    is_newest(remote, manifest).await
+}
+
+/// Whether a manifest that was just made is the newest: its number may have been made, and deleted,
+/// long ago.
+async fn is_newest(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result<bool, Failure> {
     let later = (manifest.number + 1).next_multiple_of(MANIFESTS_KEPT);
     match remote.get(&manifest_name(later), 0, 1).await {
         Ok(_) => {
@@ -430,7 +467,7 @@ async fn create(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result
             let there = remote.get(&name, 0, MANIFEST_BYTES_MAX).await?;
             if there != body && !planted("zombie_not_fenced") {
                 // Bytes that became wrong on their way are nobody's.
-                let wrong = |why| Failure::new(FailureKind::Transient, why);
+                let wrong = |why| Failure::new(FailureKind::Altered, why);
                 Manifest::decode(&there).map_err(wrong)?;
                 return Ok(false);
             }
@@ -441,7 +478,7 @@ async fn create(remote: &dyn Remote, manifest: &Manifest) -> std::result::Result
 }
 
 /// Whether an engine may go on where a manifest ends.
-fn may_follow(identity: &Identity, newest: &Manifest) -> Result<()> {
+fn may_follow(identity: &Identity, writer: u64, newest: &Manifest) -> Result<()> {
     if newest.store != identity.store {
         return Err(Error::new(
             ErrorKind::InvalidInput,
@@ -450,6 +487,15 @@ fn may_follow(identity: &Identity, newest: &Manifest) -> Result<()> {
     }
     if newest.node != identity.node || newest.epoch > identity.epoch {
         return Err(fenced());
+    }
+    let is_own = newest.epoch == identity.epoch && newest.writer == writer;
+    if !is_own && !identity.ancestors.may_have(newest.epoch) {
+        mark("fenced by a copy of the directory");
+        return Err(Error::new(
+            ErrorKind::Poisoned,
+            "another copy of this directory has had the remote since they parted: nothing that was \
+             written here is uploaded; rebuild it from the remote",
+        ));
     }
     let ours = (identity.shards, identity.segment_bytes);
     match (newest.shards.len(), newest.segment_bytes) == ours {
@@ -460,21 +506,45 @@ fn may_follow(identity: &Identity, newest: &Manifest) -> Result<()> {
     }
 }
 
+/// Whether the remote lets only one of several make an object.
+async fn fences<R: Runtime>(service: &Service<R>) -> std::result::Result<bool, Failure> {
+    let name = probe_name(service.0.runtime.random());
+    let fences = creates_conditionally(&*service.0.remote, &name).await;
+    let deleting = service.clone();
+    service.0.runtime.spawn(async move {
+        // What stays is a few bytes that nobody reads.
+        let _ = deleting.delete(&[name]).await;
+    });
+    fences
+}
+
+fn does_not_fence() -> Error {
+    Error::invalid(
+        "the remote replaces objects that it should refuse to, or does not know how: two engines \
+         could write to it; if there is only one, set S3Config::unfenced",
+    )
+}
+
 /// The manifest by which a node that has nothing would take the bucket from whoever has it.
-pub(super) async fn successor<R: Runtime>(
-    service: &Service<R>,
-    node: NodeId,
-    ahead: u64,
-    shards: Option<usize>,
-) -> Result<Manifest> {
+pub(super) async fn successor<R: Runtime>(service: &Service<R>, taker: Taker) -> Result<Manifest> {
     let newest = reached(service, Way::Reads, async || {
         newest(&*service.0.remote).await
     });
-    let Some(newest) = newest.await? else {
+    let fences = async {
+        match taker.unfenced {
+            true => Ok(true),
+            false => reached(service, Way::Writes, async || fences(service).await).await,
+        }
+    };
+    let (newest, fences) = join(newest, fences).await;
+    let Some(newest) = newest? else {
         return Err(Error::invalid("the remote holds no store"));
     };
+    if !fences? {
+        return Err(does_not_fence());
+    }
     let made_with = newest.shards.len();
-    if let Some(shards) = shards.filter(|shards| *shards != made_with) {
+    if let Some(shards) = taker.shards.filter(|shards| *shards != made_with) {
         return Err(Error::invalid(format!(
             "the store was made with another number of shards, leave it out or give that: \
              made_with={made_with} shards={shards}"
@@ -483,8 +553,8 @@ pub(super) async fn successor<R: Runtime>(
     let number = newest.number + 1;
     Ok(Manifest {
         number,
-        node,
-        epoch: Epoch(newest.epoch.0 + 1 + ahead),
+        node: taker.node,
+        epoch: Epoch(newest.epoch.0 + 1 + taker.ahead),
         writer: service.0.runtime.random(),
         claim: number,
         ..newest
@@ -493,11 +563,18 @@ pub(super) async fn successor<R: Runtime>(
 
 /// Takes the bucket by a successor. False: somebody else was faster.
 ///
-/// Whether its number had been made and deleted long ago, as [`make`] would, this does not ask: who
-/// opens what was restored takes the bucket once more, and learns that he is fenced.
+/// Whether its number had been made and deleted long ago, as [`make`] would, this asks only when
+/// there was time for that: otherwise it would be one more request to wait for. Who opens what was
+/// restored takes the bucket once more, and would learn that he is fenced.
 pub(super) async fn take<R: Runtime>(service: &Service<R>, successor: &Manifest) -> Result<bool> {
+    let began = service.0.runtime.now();
     let create = async || create(&*service.0.remote, successor).await;
-    reached(service, Way::Writes, create).await
+    let made = reached(service, Way::Writes, create).await?;
+    if !made || service.0.runtime.now().since(began) <= LATE_AFTER {
+        return Ok(made);
+    }
+    let is_newest = async || is_newest(&*service.0.remote, successor).await;
+    reached(service, Way::Reads, is_newest).await
 }
 
 /// Tries until the bucket has answered, some times.
@@ -506,19 +583,24 @@ async fn reached<R: Runtime, T>(
     way: Way,
     request: impl AsyncFn() -> std::result::Result<T, Failure>,
 ) -> Result<T> {
-    let mut pause = BACKOFF_MIN;
+    let (mut pause, mut last) = (BACKOFF_MIN, None);
     for _ in 0..TAKE_OVER_TRIES {
         match service.tried(way, TRY_TIMEOUT, request()).await {
             Ok(value) => return Ok(value),
             Err(failure) => {
                 tracing::debug!(%failure, "the remote cannot be taken yet");
+                last = Some(failure);
                 pause = service.back_off(pause).await;
             }
         }
     }
-    let why = service.0.health.why();
-    let message = format!("the remote cannot be taken: {why}");
-    Err(Error::new(ErrorKind::Unavailable, message))
+    let failure = last.expect("it was tried");
+    let kind = match failure.kind {
+        FailureKind::Altered => ErrorKind::Corrupt,
+        _ => ErrorKind::Unavailable,
+    };
+    let message = format!("the remote cannot be taken: {failure}");
+    Err(Error::new(kind, message))
 }
 
 fn fenced() -> Error {
@@ -584,7 +666,7 @@ async fn read_manifest(
         Ok(bytes) => {
             let manifest = Manifest::decode(&bytes).ok();
             let manifest = manifest.filter(|manifest| manifest.number == number);
-            let bad = || Failure::new(FailureKind::Transient, format!("manifest {number} is bad"));
+            let bad = || Failure::new(FailureKind::Altered, format!("manifest {number} is bad"));
             manifest.ok_or_else(bad).map(Some)
         }
         Err(failure) if failure.kind == FailureKind::Missing => Ok(None),

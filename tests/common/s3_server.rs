@@ -26,7 +26,7 @@ use std::future::poll_fn;
 use std::io;
 use std::ops::Bound;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
@@ -53,6 +53,18 @@ pub enum Fault {
     Cut,
 }
 
+/// What the server makes of `If-None-Match`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Conditions {
+    /// It keeps them.
+    #[default]
+    Kept,
+    /// It takes them, and replaces what is there.
+    Ignored,
+    /// It refuses requests that have any.
+    NotImplemented,
+}
+
 /// What the server has and how it is, shared with the test.
 #[derive(Default)]
 pub struct Shared {
@@ -60,7 +72,7 @@ pub struct Shared {
     /// Parts of uploads that are not complete; a key has one upload at a time.
     parts: Mutex<BTreeMap<(String, i32), Bytes>>,
     faults: Mutex<VecDeque<(Method, Fault)>>,
-    ignores_conditions: AtomicBool,
+    conditions: Mutex<Conditions>,
     requests: AtomicU64,
 }
 
@@ -116,11 +128,9 @@ impl Server {
         std::mem::take(&mut *self.shared.faults.lock().unwrap()).len()
     }
 
-    /// From now on, creates replace what is there, as with servers that do not know better.
-    pub fn ignore_conditions(&self) {
-        self.shared
-            .ignores_conditions
-            .store(true, Ordering::Relaxed);
+    /// How conditions are treated from now on.
+    pub fn treat_conditions(&self, conditions: Conditions) {
+        *self.shared.conditions.lock().unwrap() = conditions;
     }
 
     pub fn requests(&self) -> u64 {
@@ -355,8 +365,15 @@ impl S3 for Bucket {
         if input.checksum_crc32c.is_some_and(|said| said != good) {
             return Err(s3_error!(BadDigest, "the body is another one"));
         }
-        let is_conditional = input.if_none_match.is_some_and(|tag| tag.is_any())
-            && !self.0.ignores_conditions.load(Ordering::Relaxed);
+        let conditions = *self.0.conditions.lock().unwrap();
+        let mut is_conditional = input.if_none_match.is_some_and(|tag| tag.is_any());
+        if is_conditional && conditions == Conditions::NotImplemented {
+            return Err(s3_error!(
+                NotImplemented,
+                "a header that the server does not know"
+            ));
+        }
+        is_conditional &= conditions == Conditions::Kept;
         let mut objects = self.0.objects.lock().unwrap();
         if is_conditional && objects.contains_key(&input.key) {
             return Err(s3_error!(PreconditionFailed, "the key is taken"));

@@ -12,6 +12,7 @@ use crate::bench::{Bench, GIB, KIB, MIB, PAGE, Pace, id};
 use crate::link::{FETCHED, Link, REQUESTS, Shape};
 use crate::machine;
 use crate::measure::{Case, Figure, OURS, Sample, Side, alternate};
+use crate::puts::{PUTS, puts};
 use crate::s3_server::{BUCKET, KEY_ID, SECRET, Server};
 #[cfg(feature = "slatedb")]
 use crate::slate::{SLATE, Slate};
@@ -26,7 +27,10 @@ const LATENCY: Duration = Duration::from_millis(20);
 
 /// What one stream carries, and how many streams together the engine should fill.
 const STREAM_RATE: f64 = 80e6;
-const STREAMS: f64 = 16.0;
+const STREAMS: usize = 16;
+
+/// What a stream carries of a link that two processors can keep full.
+const SLOW_STREAM_RATE: f64 = 10e6;
 
 /// Tasks that read pages at random, and what the one that reads in order asks for at once.
 const READERS: usize = 8;
@@ -165,15 +169,22 @@ pub fn cold_read(bench: &Bench) -> anyhow::Result<Vec<Case>> {
 }
 
 pub fn upload(bench: &Bench) -> anyhow::Result<Vec<Case>> {
+    let fast = uploaded(bench, bench.sized(GIB, 32 * MIB), STREAM_RATE)?;
+    let slow = uploaded(bench, bench.sized(GIB, 32 * MIB), SLOW_STREAM_RATE)?;
+    Ok(vec![fast, slow])
+}
+
+/// Uploads through a link that gives each stream so many bytes a second.
+fn uploaded(bench: &Bench, bytes: u64, stream_rate: f64) -> anyhow::Result<Case> {
     const ROW: &str = "upload";
-    let bytes = bench.sized(GIB, 32 * MIB);
+    let shape = Shape {
+        latency: LATENCY,
+        stream_rate: Some(stream_rate),
+        total_rate: None,
+    };
     let ours = Side::ours(|| {
         bench.remove(ROW)?;
-        let far = Far::new(Shape {
-            latency: LATENCY,
-            stream_rate: Some(STREAM_RATE),
-            total_rate: None,
-        })?;
+        let far = Far::new(shape)?;
         let store = bench.open(far.config(bench, ROW)?)?;
         let payload = id("upload");
         let grown = machine::resident_bytes();
@@ -190,12 +201,24 @@ pub fn upload(bench: &Bench) -> anyhow::Result<Vec<Case>> {
         });
         Ok(sample.with(REQUESTS, requests).with(GROWN, grown))
     });
-    let mut case = alternate(ROW, "written and in the remote", 1, vec![ours]);
+    let object_bytes = bench.config(ROW, bench.driver())?.segment_bytes;
+    let theirs = Side::new(PUTS, || {
+        let far = Far::new(shape)?;
+        puts(bench, &far.link, bytes, object_bytes, STREAMS)
+    });
+    let name = format!("{STREAMS} streams of {} MB/s", stream_rate / 1e6);
+    let mut case = alternate(ROW, name, bench.rounds, vec![ours, theirs]);
     let rate = case.median(OURS, Figure::BytesPerSecond);
-    let share = rate.map(|it| it / (STREAMS * STREAM_RATE));
-    case.at_least("bytes per s, of 16 streams'", share, 0.9);
+    let nominal = STREAMS as f64 * stream_rate;
+    case.at_least(
+        "bytes per s, of the link's",
+        rate.map(|it| it / nominal),
+        0.9,
+    );
+    let ratio = case.ratio(OURS, PUTS, Figure::BytesPerSecond);
+    case.at_least("bytes per s, of the SDK's puts", ratio, 0.9);
     bench.remove(ROW)?;
-    Ok(vec![case])
+    Ok(case)
 }
 
 /// Overwrites pages at random, with so many writers.

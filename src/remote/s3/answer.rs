@@ -92,7 +92,8 @@ fn kind(status: u16, code: Option<&str>) -> FailureKind {
         404 if code == Some("NoSuchKey") => FailureKind::Missing,
         // 409 is a race for the name that nobody has won yet.
         0 | 408 | 409 | 425 | 429 => FailureKind::Transient,
-        501 | 505 => FailureKind::Refused,
+        501 => FailureKind::Unsupported,
+        505 => FailureKind::Refused,
         500.. => FailureKind::Transient,
         _ => FailureKind::Refused,
     }
@@ -111,7 +112,7 @@ mod tests {
 
     #[test]
     fn failures_are_sorted_by_what_to_do() {
-        use FailureKind::{Missing, Refused, Transient};
+        use FailureKind::{Missing, Refused, Transient, Unsupported};
         let rows = [
             (404, Some("NoSuchKey"), Missing),
             (404, Some("NoSuchBucket"), Refused),
@@ -127,7 +128,7 @@ mod tests {
             (409, Some("ConditionalRequestConflict"), Transient),
             (429, None, Transient),
             (500, Some("InternalError"), Transient),
-            (501, Some("NotImplemented"), Refused),
+            (501, Some("NotImplemented"), Unsupported),
             (503, Some("SlowDown"), Transient),
             (503, None, Transient),
         ];

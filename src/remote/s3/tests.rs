@@ -10,7 +10,7 @@ use crate::remote::suite::{blocks_on, run};
 use crate::remote::{Created, Failure, FailureKind, Remote, creates_conditionally};
 use bytes::Bytes;
 use hyper::Method;
-use server::{BUCKET, Fault, KEY_ID, SECRET, Server};
+use server::{BUCKET, Conditions, Fault, KEY_ID, SECRET, Server};
 
 fn config(endpoint: String) -> S3Config {
     let mut config = S3Config::new(BUCKET);
@@ -164,10 +164,34 @@ fn listing_that_breaks_off_is_none() {
 #[test]
 fn server_that_ignores_conditions_is_noticed() {
     with_server(async |server, bucket| {
-        assert!(creates_conditionally(&bucket, 7).await.unwrap());
-        server.ignore_conditions();
-        assert!(!creates_conditionally(&bucket, 7).await.unwrap());
+        assert!(creates_conditionally(&bucket, "one").await.unwrap());
+        server.treat_conditions(Conditions::Ignored);
+        assert!(!creates_conditionally(&bucket, "other").await.unwrap());
+    });
+}
+
+#[test]
+fn server_that_knows_no_conditions_is_noticed() {
+    with_server(async |server, bucket| {
+        server.treat_conditions(Conditions::NotImplemented);
+        assert!(!creates_conditionally(&bucket, "one").await.unwrap());
+        let failure = bucket.create("a", two_parts()).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Unsupported, "{failure}");
         assert_eq!(server.keys(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn unfenced_bucket_does_without_conditions_that_the_server_does_not_know() {
+    with_server(async |server, bucket| {
+        server.treat_conditions(Conditions::NotImplemented);
+        let bucket = S3 {
+            unfenced: true,
+            ..bucket
+        };
+        assert!(!creates_conditionally(&bucket, "one").await.unwrap());
+        assert_eq!(bucket.create("a", two_parts()).await.unwrap(), Created::New);
+        assert_eq!(server.keys(), ["a", "one"]);
     });
 }
 
@@ -175,10 +199,10 @@ fn server_that_ignores_conditions_is_noticed() {
 fn probe_survives_a_lost_answer() {
     with_server(async |server, bucket| {
         server.fail(Method::PUT, Fault::After(500), 1);
-        assert!(creates_conditionally(&bucket, 7).await.unwrap());
-        server.ignore_conditions();
+        assert!(creates_conditionally(&bucket, "one").await.unwrap());
+        server.treat_conditions(Conditions::Ignored);
         server.fail(Method::PUT, Fault::DropAfter, 1);
-        assert!(!creates_conditionally(&bucket, 7).await.unwrap());
+        assert!(!creates_conditionally(&bucket, "other").await.unwrap());
     });
 }
 

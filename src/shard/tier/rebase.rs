@@ -5,9 +5,10 @@
 
 use super::super::checkpoint::checkpoint_name;
 use super::super::{Shard, State};
-use super::{End, READ_PAGES, RETRY_PAUSE, TAIL_PER_BASE, TAIL_SEGMENTS_MAX, Tier, Uploaded};
+use super::{End, RETRY_PAUSE, TAIL_PER_BASE, TAIL_SEGMENTS_MAX, Tier, Uploaded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Driver, DriverFile, OpenMode};
+use crate::log::checkpoint::{CHUNK_BYTES_MAX, decode_chunk, identity};
 use crate::marks::mark;
 use crate::remote::Created;
 use crate::residency::{CHECKPOINTS_TO_FREE, Needed};
@@ -238,21 +239,34 @@ impl<D: Driver> Shard<D> {
         self.0.tier_changed.until(done).await
     }
 
+    /// A checkpoint's chunks, each checked: what the bucket has of the shard may soon stand on it
+    /// alone.
     async fn read_checkpoint(&self, sequence: u64, bytes: u64) -> Result<Vec<Bytes>> {
         let path = self.0.params.path(&checkpoint_name(sequence));
         let read = async {
             let file = self.0.files.open_path(&path, OpenMode::Existing).await?;
             let (mut body, mut offset) = (Vec::new(), 0);
             while offset < bytes {
-                let len = (bytes - offset).min(u64::from(READ_PAGES) * PAGE as u64);
+                let len = (bytes - offset).min(CHUNK_BYTES_MAX as u64);
                 let buf = self.0.driver.pool().take(len as usize);
                 body.push(file.read(offset, buf).await?.freeze());
                 offset += len;
             }
             Ok(body)
         };
-        read.await.map_err(|error: std::io::Error| {
+        let body = read.await.map_err(|error: std::io::Error| {
             Error::with_source(ErrorKind::Internal, "a checkpoint cannot be read", error)
-        })
+        })?;
+        let identity = identity(&self.0.params.store, self.0.params.shard, sequence);
+        for (index, chunk) in (0u32..).zip(&body) {
+            decode_chunk(identity, index, chunk).map_err(|malformed| {
+                mark("bad checkpoint kept from the remote");
+                let why = malformed.0;
+                Error::corrupt(format!(
+                    "a checkpoint was not written as it should be, {why}"
+                ))
+            })?;
+        }
+        Ok(body)
     }
 }

@@ -14,7 +14,7 @@ use crate::marks::mark;
 use crate::remote::Created;
 use crate::residency::Held;
 use crate::stats::Stage;
-use crate::types::{Lsn, SegmentId};
+use crate::types::{Lsn, Nanos, SegmentId};
 use crate::upload::manifest::segment_name;
 use crate::upload::{Cause, Wanted};
 use bytes::Bytes;
@@ -31,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A segment that could not be uploaded.
 pub(super) struct Stuck {
     pub(super) why: Error,
+    /// When it could not be uploaded for the first time.
+    pub(super) since: Nanos,
     /// How long it rests before it is tried again.
     pause: Duration,
     resting: bool,
@@ -122,10 +124,11 @@ impl<D: Driver> Shard<D> {
             }
             (Some(_), Err(error)) => {
                 tracing::error!(segment = id.0, %error, "a segment is not uploaded");
-                let before = tier.stuck.get(&id).map(|stuck| stuck.pause);
-                let pause = before.map_or(RETRY_PAUSE, |pause| (2 * pause).min(PAUSE_MAX));
+                let before = tier.stuck.get(&id);
+                let pause = before.map_or(RETRY_PAUSE, |it| (2 * it.pause).min(PAUSE_MAX));
                 let stuck = Stuck {
                     why: error.clone(),
+                    since: before.map_or_else(|| self.now(), |it| it.since),
                     pause,
                     resting: true,
                 };

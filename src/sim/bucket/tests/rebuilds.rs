@@ -14,7 +14,7 @@ use std::time::Duration;
 const LEN: usize = 60_000;
 
 /// Whoever writes meanwhile publishes more often than manifests are kept.
-const ROUNDS: u8 = 150;
+const ROUNDS: u8 = 100;
 
 fn assert_all(rig: &Rig, store: &Store, id: &PayloadId, fill: u8) {
     let read = rig.read(store, id, LEN).expect("it is there");
@@ -65,19 +65,35 @@ fn of_two_rebuilds_at_once_both_come_up_and_one_has_the_bucket() {
     assert_eq!(stores.iter().filter(|store| counts(store)).count(), 1);
 }
 
+/// What a rebuild puts into the bucket before its claim.
+const PROBE_BYTES: f64 = 11.0;
+
+/// Bytes a second with which a claim, which has some 200, comes too late: soon all the same, so that
+/// nobody looks whether it does, or after so long that it is looked for.
+const SOON: u64 = 120;
+const LONG: u64 = 5;
+
 /// A rebuild whose claim comes only when the old engine has long gone on. So does what it fetches,
 /// on a disk that is slow.
-fn overtaken(rig: &Rig, disk: DiskFaults) -> (Store, Result<Store>) {
+fn overtaken(rig: &Rig, disk: DiskFaults, claim: u64) -> (Store, Result<Store>) {
+    rig.bucket.set_latency(Duration::from_millis(1));
     let old = rig.open();
     rig.write(&old, &on(0, 0), 1, LEN);
     rig.run(old.drain_uploads()).expect("it is uploaded");
-    let step = disk.slow_for;
+    let step = match disk.slow {
+        0 => Duration::ZERO,
+        _ => disk.slow_for,
+    };
     let rebuilding = rig.rebuilding("another");
     rig.disk.borrow().set_faults(disk);
     let rebuilding = rig.universe.spawn(rebuilding);
-    // Claims are of some 200 bytes.
-    rig.bucket.set_uplink(Some(5));
-    rig.run(rig.universe.sleep(step + Duration::from_millis(200)));
+    rig.bucket.set_uplink(Some(claim));
+    // What it asks before goes the same way.
+    let asking = Duration::from_secs_f64(PROBE_BYTES / claim as f64);
+    rig.run(
+        rig.universe
+            .sleep(step + asking + Duration::from_millis(100)),
+    );
     rig.bucket.set_uplink(None);
     for round in 0..ROUNDS {
         let data = Bytes::from(vec![round; LEN]);
@@ -93,7 +109,7 @@ fn overtaken(rig: &Rig, disk: DiskFaults) -> (Store, Result<Store>) {
 #[test]
 fn a_claim_that_comes_too_late_fences_who_made_it() {
     let rig = Rig::new(86, 1);
-    let (old, rebuilt) = overtaken(&rig, DiskFaults::default());
+    let (old, rebuilt) = overtaken(&rig, DiskFaults::default(), SOON);
     let rebuilt = rebuilt.expect("it has what it fetched");
     assert_all(&rig, &rebuilt, &on(0, 0), 1);
     rig.write(&rebuilt, &on(0, 0), 200, LEN);
@@ -113,13 +129,27 @@ fn a_rebuild_whose_objects_went_meanwhile_begins_anew() {
         ..DiskFaults::default()
     };
     take_hits();
-    let (old, rebuilt) = overtaken(&rig, slow);
+    let (old, rebuilt) = overtaken(&rig, slow, SOON);
     assert!(take_hits().contains_key("objects went while a rebuild fetched them"));
-    let rebuilt = rebuilt.expect("it is rebuilt");
-    assert_all(&rig, &rebuilt, &on(0, 0), ROUNDS - 1);
-    rig.write(&rebuilt, &on(0, 0), 200, LEN);
-    rig.run(rebuilt.wait_remote(&on(0, 0))).expect("it counts");
-    rig.write(&old, &on(0, 0), 201, LEN);
+    has_the_bucket(&rig, &rebuilt.expect("it is rebuilt"), &old);
+}
+
+/// A store has all that another one has published, and has taken the bucket from it.
+fn has_the_bucket(rig: &Rig, store: &Store, old: &Store) {
+    assert_all(rig, store, &on(0, 0), ROUNDS - 1);
+    rig.write(store, &on(0, 0), 200, LEN);
+    rig.run(store.wait_remote(&on(0, 0))).expect("it counts");
+    rig.write(old, &on(0, 0), 201, LEN);
     let waited = rig.run(old.wait_remote(&on(0, 0)));
     assert_eq!(kind(waited), ErrorKind::Poisoned);
+}
+
+// S-18, S-24
+#[test]
+fn a_rebuild_whose_claim_took_long_looks_whether_it_came_too_late() {
+    let rig = Rig::new(88, 1);
+    take_hits();
+    let (old, rebuilt) = overtaken(&rig, DiskFaults::default(), LONG);
+    assert!(take_hits().contains_key("number of a deleted manifest made again"));
+    has_the_bucket(&rig, &rebuilt.expect("it is rebuilt"), &old);
 }
