@@ -58,6 +58,25 @@ struct Inner {
     /// Bytes a second that go up, and from when on the way there is free.
     uplink: Cell<Option<u64>>,
     free_from: Cell<Nanos>,
+    /// Bytes a second that all objects on their way up share, if that is limited.
+    shared_uplink: Cell<Option<u64>>,
+    going_up: Cell<u32>,
+}
+
+/// An object on its way up, until it is there or given up.
+struct UnderWay(Rc<Inner>);
+
+impl UnderWay {
+    fn new(inner: &Rc<Inner>) -> UnderWay {
+        inner.going_up.update(|count| count + 1);
+        UnderWay(inner.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.going_up.update(|count| count - 1);
+    }
 }
 
 /// A bucket; clones share it.
@@ -80,6 +99,8 @@ impl Bucket {
                 latency: Cell::new(None),
                 uplink: Cell::new(None),
                 free_from: Cell::default(),
+                shared_uplink: Cell::default(),
+                going_up: Cell::default(),
             }),
             universe: universe.clone(),
         }
@@ -111,6 +132,22 @@ impl Bucket {
         self.inner.uplink.set(bytes_a_second);
     }
 
+    /// The same, shared by all that is on its way, as streams do.
+    #[cfg(test)]
+    fn share_uplink(&self, bytes_a_second: u64) {
+        self.inner.shared_uplink.set(Some(bytes_a_second));
+    }
+
+    /// Lets bytes go up beside others, a second after the other.
+    async fn go_up_beside(&self, bytes: usize, rate: u64) {
+        let under_way = UnderWay::new(&self.inner);
+        let mut left = bytes as f64;
+        while left > 0.0 {
+            self.universe.sleep(Duration::from_secs(1)).await;
+            left -= rate as f64 / f64::from(under_way.0.going_up.get());
+        }
+    }
+
     /// How long bytes take that go up now, behind those that are on their way. A few bytes have
     /// hardly to wait, for streams share the way.
     fn way_up(&self, bytes: usize) -> Duration {
@@ -138,6 +175,23 @@ impl Bucket {
     #[cfg(test)]
     fn names(&self) -> Vec<String> {
         self.inner.objects.borrow().keys().cloned().collect()
+    }
+
+    /// Turns a bit of an object.
+    #[cfg(test)]
+    fn flip(&self, name: &str, at: usize) {
+        let mut objects = self.inner.objects.borrow_mut();
+        let object = objects.get_mut(name).expect("it is there");
+        let mut bytes = object.to_vec();
+        bytes[at] ^= 4;
+        *object = bytes.into();
+    }
+
+    /// Takes an object away.
+    #[cfg(test)]
+    fn lose(&self, name: &str) {
+        let gone = self.inner.objects.borrow_mut().remove(name);
+        gone.expect("it is there");
     }
 
     /// Puts an object there by hand.
@@ -201,7 +255,8 @@ impl Remote for Bucket {
             return Box::pin(std::future::pending());
         }
         let (name, body) = (name.to_owned(), Bytes::from(body.concat()));
-        self.perform(body.len(), move |inner| {
+        let bytes = body.len();
+        let make = move |inner: &Inner| {
             let mut objects = inner.objects.borrow_mut();
             if objects.contains_key(&name) {
                 return Ok(Created::Exists);
@@ -209,7 +264,14 @@ impl Remote for Bucket {
             objects.insert(name.clone(), body);
             inner.order.borrow_mut().push(name);
             Ok(Created::New)
-        })
+        };
+        match self.inner.shared_uplink.get() {
+            Some(rate) if bytes >= FEW_BYTES => Box::pin(async move {
+                self.go_up_beside(bytes, rate).await;
+                self.perform(bytes, make).await
+            }),
+            _ => self.perform(bytes, make),
+        }
     }
 
     fn get<'a>(&'a self, name: &'a str, offset: u64, len: u64) -> Request<'a, Bytes> {

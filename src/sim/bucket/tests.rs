@@ -6,6 +6,7 @@ mod pressure;
 mod racing;
 mod rebuilds;
 mod scenarios;
+mod tiers;
 
 use super::{Bucket, BucketFaults};
 use crate::config::{Config, RemoteConfig};
