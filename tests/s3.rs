@@ -6,10 +6,10 @@ mod common;
 mod s3_server;
 
 use bytes::Bytes;
-use common::{id, run};
+use common::{assert_kind, id, open, run};
 use hyper::Method;
-use ringstore::{Config, PayloadId, RemoteConfig, Store};
-use s3_server::{BUCKET, Fault, KEY_ID, SECRET, Server};
+use ringstore::{Config, ErrorKind, PayloadId, RemoteConfig, Store};
+use s3_server::{BUCKET, Conditions, Fault, KEY_ID, SECRET, Server};
 use std::path::Path;
 use std::time::Duration;
 
@@ -157,4 +157,47 @@ fn server_with_hiccups_loses_nothing() {
         server.fail(Method::GET, Fault::Before(503), 2);
         rebuild(&remote, &expected).await;
     });
+}
+
+// S-24: a server that lets two engines write is written to by who says that there is one
+#[test]
+fn server_that_cannot_fence_needs_a_word_for_it() {
+    if std::env::var(URL).is_ok() {
+        return;
+    }
+    for (prefix, conditions) in [
+        ("ignored", Conditions::Ignored),
+        ("unknown", Conditions::NotImplemented),
+    ] {
+        let server = Server::start();
+        server.treat_conditions(conditions);
+        let fenced = remote(&server, prefix);
+        let mut unfenced = fenced.clone();
+        if let RemoteConfig::S3(s3) = &mut unfenced {
+            s3.unfenced = true;
+        }
+        let [dir, other] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        run(async {
+            let store = Store::open(config(dir.path(), &fenced)).await.unwrap();
+            store.write_at(&id("a"), 0, bytes(1, 5000)).await.unwrap();
+            assert_kind(store.wait_remote(&id("a")).await, ErrorKind::InvalidInput);
+            drop(store);
+            let store = open(config(dir.path(), &unfenced)).await.unwrap();
+            let expected = fill(&store).await;
+            let before = server.keys();
+            let rebuilt = Store::rebuild(config(other.path(), &fenced)).await;
+            assert_kind(rebuilt, ErrorKind::InvalidInput);
+            let manifests = |keys: Vec<String>| {
+                let is_manifest = |key: &String| key.contains("/m-");
+                keys.into_iter().filter(is_manifest).collect::<Vec<_>>()
+            };
+            assert_eq!(
+                manifests(server.keys()),
+                manifests(before),
+                "nothing is claimed"
+            );
+            drop(store);
+            rebuild(&unfenced, &expected).await;
+        });
+    }
 }

@@ -85,9 +85,13 @@ impl<D: Driver> Recovery<'_, D> {
                 continue;
             }
             let found = self.identify(file).await?;
-            let useful = found.filter(|candidate| self.is_useful(&candidate.head, recovered));
-            let Some(candidate) = useful else {
-                self.note_useless(file, entry, recovered).await;
+            let head = found.as_ref().map(|candidate| candidate.head);
+            let is_useful = head.is_some_and(|head| self.is_useful(&head, recovered));
+            let Some(candidate) = found.filter(|_| is_useful) else {
+                let held = head.and_then(|head| recovered.segments.find(head.segment));
+                // An older checkpoint may say that an evicted segment is in it still.
+                let was_evicted = held.is_some_and(|held| held.file().is_none());
+                self.note_useless(file, entry, was_evicted, recovered).await;
                 continue;
             };
             recovered.segments.note_file(file);
@@ -245,13 +249,20 @@ impl<D: Driver> Recovery<'_, D> {
 
     /// A file that holds nothing of the log. Whoever made it may have been killed before its sync,
     /// and then a durable write into it would not keep its length.
-    async fn note_useless(&self, number: u64, entry: &DirEntry, recovered: &mut Recovered) {
+    async fn note_useless(
+        &self,
+        number: u64,
+        entry: &DirEntry,
+        was_evicted: bool,
+        recovered: &mut Recovered,
+    ) {
         let path = self.params.path(&entry.name);
         let sync = async {
             let file = self.driver.open(&path, OpenMode::Existing).await?;
             file.sync().await
         };
-        if entry.len >= self.params.segment_bytes() && sync.await.is_ok() {
+        let is_whole = entry.len >= self.params.segment_bytes();
+        if is_whole && !was_evicted && sync.await.is_ok() {
             recovered.segments.add_free(number);
             return;
         }

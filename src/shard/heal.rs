@@ -51,6 +51,11 @@ impl<D: Driver> Shard<D> {
             let held = self.0.state.borrow().segments.find(id).cloned();
             let Some(held) = held else { continue };
             let bytes = u64::from(held.pages.get()) * PAGE as u64;
+            if self.has_ended() {
+                // Another engine's, by now: it may have deleted what it does not need.
+                report.remote_bytes_unreachable += bytes;
+                continue;
+            }
             match self.compare_object(&held).await {
                 Ok(()) => report.remote_bytes_checked += bytes,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
@@ -79,6 +84,11 @@ impl<D: Driver> Shard<D> {
             self.state().stats.bytes_repaired += repaired;
         }
         Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        let state = self.0.state.borrow();
+        state.tier.as_ref().is_some_and(|tier| tier.ended.is_some())
     }
 
     /// Waits until who rebuilds from the bucket does not ask for segments any more, as long as

@@ -134,7 +134,7 @@ pub(super) struct Tier {
     /// The last of those that counts.
     counted: u64,
     /// Why nothing more will be uploaded.
-    ended: Option<Error>,
+    pub(super) ended: Option<Error>,
     /// Segments on their way, and whether they are still wanted there.
     uploading: BTreeMap<SegmentId, Wanted>,
     /// What could not be uploaded when it was last tried.

@@ -191,7 +191,7 @@ fn unfenced_bucket_does_without_conditions_that_the_server_does_not_know() {
         };
         assert!(!creates_conditionally(&bucket, "one").await.unwrap());
         assert_eq!(bucket.create("a", two_parts()).await.unwrap(), Created::New);
-        assert_eq!(server.keys(), ["a", "one"]);
+        assert_eq!(server.keys(), ["a/prefix/a", "a/prefix/one"]);
     });
 }
 
