@@ -179,8 +179,9 @@ fn server_that_cannot_fence_needs_a_word_for_it() {
         let [dir, other] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         run(async {
             let store = Store::open(config(dir.path(), &fenced)).await.unwrap();
-            store.write_at(&id("a"), 0, bytes(1, 5000)).await.unwrap();
-            assert_kind(store.wait_remote(&id("a")).await, ErrorKind::InvalidInput);
+            let first = id("p-0");
+            store.write_at(&first, 0, bytes(1, 5000)).await.unwrap();
+            assert_kind(store.wait_remote(&first).await, ErrorKind::InvalidInput);
             drop(store);
             let store = open(config(dir.path(), &unfenced)).await.unwrap();
             let expected = fill(&store).await;

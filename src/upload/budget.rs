@@ -3,8 +3,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes on their way, for the whole store: eight streams of 16 MiB.
-const BYTES_MAX: u64 = 256 << 20;
+/// Bytes on their way, for the whole store: sixteen streams of 16 MiB, and four segments that are
+/// being read, so that no stream waits for the disk.
+const BYTES_MAX: u64 = 320 << 20;
 
 /// Bytes that are on their way to the bucket.
 #[derive(Default)]
