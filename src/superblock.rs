@@ -19,8 +19,7 @@ use crate::io::retry::retried;
 use crate::io::{Driver, DriverFile, Durability, OpenMode};
 use crate::log::checksum::{StoreId, crc32c};
 use crate::log::segment::FORMAT_VERSION;
-use crate::types::NodeId;
-use crate::types::{Epoch, NUMBER_MAX, PAGE, SEGMENT_BYTES_MAX};
+use crate::types::{ANCESTORS_MAX, Ancestors, Epoch, NUMBER_MAX, NodeId, PAGE, SEGMENT_BYTES_MAX};
 use bytes::Bytes;
 use nix::libc::EIO;
 use std::io;
@@ -40,29 +39,6 @@ const LOCK: &str = "LOCK";
 
 /// Says that the directory is being restored from the remote, and not a store yet.
 pub(crate) const RESTORE: &str = "RESTORE";
-
-/// Epochs before its own that a superblock has.
-const ANCESTORS_MAX: usize = 64;
-
-/// The epochs of the openings before, the last one first; 0 where there was none.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Ancestors([u64; ANCESTORS_MAX]);
-
-impl Ancestors {
-    pub(crate) const NONE: Ancestors = Ancestors([0; ANCESTORS_MAX]);
-
-    fn push(&mut self, epoch: Epoch) {
-        self.0.rotate_right(1);
-        self.0[0] = epoch.0;
-    }
-
-    /// Whether an epoch may have been one of this directory, and not of a copy that has gone its
-    /// own way.
-    pub(crate) fn may_have(&self, epoch: Epoch) -> bool {
-        let oldest = self.0.iter().rev().find(|it| **it > 0);
-        self.0.contains(&epoch.0) || oldest.is_none_or(|oldest| epoch.0 < *oldest)
-    }
-}
 
 /// What a store is made with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -79,9 +79,32 @@ impl Lsn {
     }
 }
 
-/// How many times the store has been opened for writing; part of every checksum's identity.
+/// An opening for writing, larger than those before it; part of every checksum's identity.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Epoch(pub(crate) u64);
+
+/// Epochs before its own that a directory knows.
+pub(crate) const ANCESTORS_MAX: usize = 64;
+
+/// The epochs of the openings before, the last one first; 0 where there was none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ancestors(pub(crate) [u64; ANCESTORS_MAX]);
+
+impl Ancestors {
+    pub(crate) const NONE: Ancestors = Ancestors([0; ANCESTORS_MAX]);
+
+    pub(crate) fn push(&mut self, epoch: Epoch) {
+        self.0.rotate_right(1);
+        self.0[0] = epoch.0;
+    }
+
+    /// Whether an epoch may have been one of this directory, and not of a copy that has gone its
+    /// own way.
+    pub(crate) fn may_have(&self, epoch: Epoch) -> bool {
+        let oldest = self.0.iter().rev().find(|it| **it > 0);
+        self.0.contains(&epoch.0) || oldest.is_none_or(|oldest| epoch.0 < *oldest)
+    }
+}
 
 /// Internal number of a payload within its shard. A deleted payload's number is never used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

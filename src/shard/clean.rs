@@ -13,12 +13,12 @@
 //! 3. A victim is given up only by `Segments`, when nothing refers to it; a walk that missed a
 //!    reference costs time, not data.
 
+use super::cold::interest_in;
 use super::read::{Interest, Source, Sources};
 use super::space::{Purpose, SEGMENTS_LOW};
 use super::{Shard, State};
 use crate::error::{ErrorKind, Result};
 use crate::io::Driver;
-use crate::log::kept::CHUNK_PAGES;
 use crate::map::extent::Mapped;
 use crate::marks::mark;
 use crate::mutation::Mutation;
@@ -104,21 +104,6 @@ fn pieces((at, len): (Location, u32)) -> impl Iterator<Item = (Location, u32)> {
         done += piece;
         (piece > 0).then_some((from, piece))
     })
-}
-
-/// How a piece is wanted: small ones by themselves, unless others are of the same chunk.
-fn interest_in(pieces: &[(Location, u32)], index: usize) -> Interest {
-    let (at, len) = pieces[index];
-    let (_, pages) = super::pages_of(at.offset(), len);
-    let chunk = |at: Location| (at.segment(), at.offset() / (CHUNK_PAGES * PAGE as u32));
-    let first = |index: usize| pieces.get(index).map(|(at, _)| chunk(*at));
-    let last = |(at, len): &(Location, u32)| chunk(at.advance(len - 1));
-    let before = index.checked_sub(1).map(|before| last(&pieces[before]));
-    let is_near = before == first(index) || first(index + 1) == Some(last(&pieces[index]));
-    match pages * 2 > CHUNK_PAGES || is_near {
-        true => Interest::Passing,
-        false => Interest::Alone,
-    }
 }
 
 impl State {

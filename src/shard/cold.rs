@@ -20,7 +20,7 @@ use crate::marks::{mark, planted};
 use crate::residency::Held;
 use crate::stats::Stage;
 use crate::sync::signal::Signal;
-use crate::types::{PAGE, SegmentId};
+use crate::types::{Location, PAGE, SegmentId};
 use crate::upload::manifest::segment_name;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join;
@@ -53,6 +53,21 @@ pub(super) struct Fetch {
 
 /// What is on its way, by segment and chunk.
 pub(super) type Fetches = BTreeMap<(SegmentId, u32), Rc<Fetch>>;
+
+/// How a piece is wanted: small ones by themselves, unless others are of the same chunk.
+pub(super) fn interest_in(pieces: &[(Location, u32)], index: usize) -> Interest {
+    let (at, len) = pieces[index];
+    let (_, pages) = pages_of(at.offset(), len);
+    let chunk = |at: Location| (at.segment(), at.offset() / (CHUNK_PAGES * PAGE as u32));
+    let first = |index: usize| pieces.get(index).map(|(at, _)| chunk(*at));
+    let last = |(at, len): &(Location, u32)| chunk(at.advance(len - 1));
+    let before = index.checked_sub(1).map(|before| last(&pieces[before]));
+    let is_near = before == first(index) || first(index + 1) == Some(last(&pieces[index]));
+    match pages * 2 > CHUNK_PAGES || is_near {
+        true => Interest::Passing,
+        false => Interest::Alone,
+    }
+}
 
 impl<D: Driver> Shard<D> {
     /// Reads and checks a part from the remote.

@@ -23,9 +23,9 @@ use crate::log::checksum::Identity;
 use crate::log::objects;
 use crate::log::segment::is_good_page;
 use crate::marks::mark;
-use crate::superblock::{self, Ancestors, RESTORE, Superblock, random_id};
+use crate::superblock::{self, RESTORE, Superblock, random_id};
 use crate::sync::limit::Limit;
-use crate::types::{NodeId, PAGE, ShardId};
+use crate::types::{Ancestors, NodeId, PAGE, ShardId};
 use crate::upload::manifest::{
     Base, Manifest, Object, ShardState, base_name, segment_name as name_of,
 };

@@ -23,6 +23,7 @@ mod health;
 pub(crate) mod manifest;
 mod probe;
 mod publish;
+mod take;
 pub(crate) mod thread;
 mod wanted;
 
@@ -49,7 +50,8 @@ use std::time::Duration;
 
 pub(crate) use between::{Cause, Needs};
 pub(crate) use client::Client;
-pub(crate) use publish::{Identity, Recovered, Taker};
+pub(crate) use publish::{Identity, Recovered};
+pub(crate) use take::Taker;
 pub(crate) use wanted::Wanted;
 
 /// Requests that wait for the uploader at most; shards wait beyond that.
@@ -215,10 +217,10 @@ impl<R: Runtime> Service<R> {
             Request::Look => self.look(),
             Request::Publish(update) => publisher.submit(update),
             Request::Successor { taker, reply } => self.0.runtime.spawn(async move {
-                reply.send(publish::successor(&service, taker).await);
+                reply.send(take::successor(&service, taker).await);
             }),
             Request::Take { successor, reply } => self.0.runtime.spawn(async move {
-                reply.send(publish::take(&service, &successor).await);
+                reply.send(take::take(&service, &successor).await);
             }),
             Request::Create {
                 name,

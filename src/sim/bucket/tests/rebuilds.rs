@@ -68,8 +68,8 @@ fn of_two_rebuilds_at_once_both_come_up_and_one_has_the_bucket() {
 /// What a rebuild puts into the bucket before its claim.
 const PROBE_BYTES: f64 = 11.0;
 
-/// Bytes a second with which a claim, which has some 200, comes too late: soon all the same, so that
-/// nobody looks whether it does, or after so long that it is looked for.
+/// Bytes a second with which a claim, which has some 200, comes too late: soon all the same, so
+/// that nobody looks whether it does, or after so long that it is looked for.
 const SOON: u64 = 120;
 const LONG: u64 = 5;
 
