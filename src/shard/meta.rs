@@ -131,8 +131,6 @@ impl<D: Driver> Shard<D> {
         let block_bytes = self.0.params.config.block_bytes;
         let (mut all, mut dirty, mut here) = <(Blocks, Blocks, Blocks)>::default();
         for extent in payload.extents.range(0, PAYLOAD_BYTES_MAX) {
-            let blocks = extent.start() / block_bytes..=(extent.end() - 1) / block_bytes;
-            all.add(&blocks);
             // A block counts by its worst state: dirty before local before remote.
             let mut done = 0;
             while extent.start() + done < extent.end() {
@@ -141,6 +139,7 @@ impl<D: Driver> Shard<D> {
                 let (kind, len) = self.kind_of(at, left, state);
                 let (first, end) = (extent.start() + done, extent.start() + done + len);
                 let blocks = first / block_bytes..=(end - 1) / block_bytes;
+                all.add(&blocks);
                 match kind {
                     ExtentKind::Dirty => {
                         dirty.add(&blocks);

@@ -85,9 +85,9 @@ pub(super) async fn successor<R: Runtime>(service: &Service<R>, taker: Taker) ->
 
 /// Takes the bucket by a successor. False: somebody else was faster.
 ///
-/// Whether its number had been made and deleted long ago, as [`make`] would, this asks only when
-/// there was time for that: otherwise it would be one more request to wait for. Who opens what was
-/// restored takes the bucket once more, and would learn that he is fenced.
+/// Whether its number had been made and deleted long ago, as whoever publishes does, this asks only
+/// when there was time for that: otherwise it would be one more request to wait for. Who opens what
+/// was restored takes the bucket once more, and would learn that he is fenced.
 pub(super) async fn take<R: Runtime>(service: &Service<R>, successor: &Manifest) -> Result<bool> {
     let began = service.0.runtime.now();
     let create = async || create(&*service.0.remote, successor).await;
